@@ -283,6 +283,7 @@ class Gate(_Section, frozen=True, kw_only=True):
 
     max_drop: Annotated[float, Meta(ge=0, le=1)]
     min_test_per_class: Annotated[int, Meta(ge=0)]
+    traffic: bool = False
 
 
 class Round(_Section, frozen=True, kw_only=True):
@@ -465,9 +466,10 @@ class Traffic(_Section, frozen=True, kw_only=True):
 
     random: Annotated[int, Meta(ge=0, le=100_000)]
     uncertain: Annotated[int, Meta(ge=0, le=100_000)]
+    test: Annotated[int, Meta(ge=0, le=100_000)]
 
 
-NO_TRAFFIC = Traffic(random=0, uncertain=0)
+NO_TRAFFIC = Traffic(random=0, uncertain=0, test=0)
 """The section of a workspace whose `params.yaml` is older than it: no logged text enters the pool."""
 
 
@@ -646,6 +648,7 @@ def recorded(params: Params) -> dict[str, Any]:
         ("train", "weigh_by_confidence"),
         ("select", "names"),
         ("select", "relabel"),
+        ("gate", "traffic"),
     ):
         if not row[section][key]:
             del row[section][key]

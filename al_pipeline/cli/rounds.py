@@ -145,6 +145,8 @@ def _print_model(found: Status) -> None:
         echo(f"promoted model: [bold]{found.promoted}[/]{latest}")
     if found.promoted_classes:
         echo(f"[yellow]it has other classes than the newest round:[/] {escape(', '.join(found.promoted_classes))}")
+    if found.traffic:
+        echo(f"on requests: {escape(found.traffic.sentence())}")
     if found.running and found.running.whole.answered:
         echo(f"running accuracy: {_running_accuracy(found.running)}")
     if found.saved:

@@ -36,7 +36,10 @@ here. `traffic` in params.yaml says what each tick takes into the pool.
     size = f"{found['bytes'] / 1e6:,.1f} MB"
     echo(f"{found['texts']:,} texts, {found['from']} to {found['to']}, {size} in {escape(found['folder'])}")
     chosen = found["chosen"]
-    echo(f"Chosen for the pool so far: {chosen['random']:,} at random, {chosen['uncertain']:,} uncertain")
+    echo(
+        f"Chosen so far: {chosen['random']:,} at random and {chosen['uncertain']:,} uncertain for the pool, "
+        f"{chosen['test']:,} for the test set"
+    )
     if found["damaged_lines"]:
         warn(f"{found['damaged_lines']:,} lines are damaged")
 

@@ -70,6 +70,11 @@ class Predictions:
     classes: tuple[str, ...]
     proba: np.ndarray[Any, np.dtype[np.float64]]
 
+    def only(self, rows: Sequence[int]) -> Predictions:
+        """The predictions of the items with these numbers."""
+        ids, labels = (tuple(found[row] for row in rows) for found in (self.item_ids, self.labels))
+        return Predictions(ids, labels, self.classes, self.proba[np.array(rows, dtype=np.intp)])
+
 
 def write_labeled(path: Path, rows: Sequence[LabeledItem]) -> None:
     """Write a labelled set; the column `confidence` only if labels have one."""

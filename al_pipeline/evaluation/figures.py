@@ -142,6 +142,27 @@ class Control(Part, frozen=True, kw_only=True):
     macro_f1: Estimate
 
 
+class OnTraffic(Part, frozen=True, kw_only=True):
+    """The model on the test items that were drawn from requests to a served model."""
+
+    metrics: Metrics
+    """Each text counts once, however often it was asked."""
+    accuracy_of_requests: Estimate
+    """The accuracy over requests: each text counts as often as it is expected to be asked. With Wilson's interval, for
+    the number of equally weighted items that are as informative."""
+
+    def sentence(self) -> str:
+        """The figures in words."""
+        one, f1 = self.accuracy_of_requests, self.metrics.macro_f1.value
+        if one.value is None or one.low is None or one.high is None:
+            return f"{self.metrics.items:,} labelled test items are from requests"
+        score = "" if f1 is None else f"; macro-F1 {f1:.3f} with each text once"
+        return (
+            f"{one.value:.3f} ({one.low:.3f}–{one.high:.3f}) of the requests answered correctly, by "
+            f"{self.metrics.items:,} test items from requests{score}"
+        )
+
+
 class Accuracy(Part, frozen=True, kw_only=True):
     """Of `asked` items, `answered` have a label; `right` of these equal the prediction. With Wilson's interval."""
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from al_pipeline.evaluation.figures import Accuracy, Control, Running
+from al_pipeline.evaluation.figures import Accuracy, Control, Estimate, Running
 
 RECENT = 100
 """Minimum number of answered items in `recent`, which consists of complete rounds."""
@@ -119,6 +119,17 @@ def _accuracy(forecasts: Sequence[Forecast], confidence: float) -> Accuracy:
         low=low,
         high=high,
     )
+
+
+def weighted_accuracy(right: Sequence[bool], weights: Sequence[float], confidence: float) -> Estimate:
+    """The share of `weights` that belongs to `right`, (n,) each; its interval is for the effective number of items."""
+    total = sum(weights)
+    if not total:
+        return Estimate(value=None, reason="no item is labelled")
+    value = sum(weight for hit, weight in zip(right, weights, strict=True) if hit) / total
+    effective = total**2 / sum(weight**2 for weight in weights)
+    low, high = wilson(value * effective, effective, confidence)
+    return Estimate(value=value, low=low, high=high)
 
 
 def wilson(successes: float, trials: float, confidence: float) -> tuple[float | None, float | None]:

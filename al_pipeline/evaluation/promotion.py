@@ -98,6 +98,18 @@ def decide(
     return found
 
 
+def both(first: Decision, second: Decision, name: str) -> Decision:
+    """The decision if two test sets have to allow the promotion: the stricter one of both.
+
+    `name`: what the second one is called in its reasons. The differences are those of the first.
+    """
+    said = tuple(f"{name}: {reason}" for reason in second.reasons)
+    strictness = ("promoted", "held", "refused")
+    verdict = max(first.verdict, second.verdict, key=strictness.index)
+    provisional = verdict == "promoted" and (first.provisional or second.provisional)
+    return replace(first, verdict=verdict, provisional=provisional, reasons=(*first.reasons, *said))
+
+
 def _first_model(actual: Indices, new: Indices, classes: Sequence[str], thin: str) -> Decision:
     """Step 1 of the rule. `thin`: the classes with too few test items, as a sentence; empty if there are none."""
     found = class_counts(np.ones((1, len(actual))), actual, new, len(classes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from al_pipeline.data.outputs import parse_predictions
+from al_pipeline.data.served import without_requests
 from al_pipeline.errors import NothingToDo, UsageError
 from al_pipeline.integrations.dvc.session import Dvc
 from al_pipeline.integrations.git import Git
@@ -18,6 +19,7 @@ from al_pipeline.rounds.manifests import RoundRecord
 from al_pipeline.stopping.certificate import Certificate
 from al_pipeline.stopping.certificate import certify as certify_counts
 from al_pipeline.stopping.predictions import LabelledPredictions, of_labelled
+from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
 _EMPTY = "item_id,label\n"
@@ -100,6 +102,8 @@ def labelled_predictions(git: Git, record: RoundRecord) -> LabelledPredictions:
     tag = round_name(record.round)
     text = git.show(tag, "rounds/predictions.csv") if tag in git.tags() else None
     then = parse_predictions(text or _EMPTY, unlabelled=True)
+    if record.traffic is not None:  # those drawn from requests are a sample of something else
+        then = without_requests(then, Layout(git.root).test)
     classes = then.classes or tuple(record.params.schema_.labels)
     labels = dict(zip(then.item_ids, then.labels, strict=True))
     newest = parse_predictions(git.show("HEAD", "rounds/predictions.csv") or _EMPTY, unlabelled=True)

@@ -12,6 +12,7 @@ import numpy as np
 from al_pipeline.annotation.active_events import schemas_of
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import Predictions, flat, parse_predictions
+from al_pipeline.data.served import without_requests
 from al_pipeline.evaluation.comparison import Comparison, Predicted, compare, in_common_classes
 from al_pipeline.evaluation.figures import FIGURES, Estimate
 from al_pipeline.integrations.git import Git
@@ -21,6 +22,7 @@ from al_pipeline.operations.history import events_known, read_history, subjects
 from al_pipeline.operations.snapshots import Labels, snapshots
 from al_pipeline.records import Event, LabeledItem, round_name
 from al_pipeline.rounds.manifests import RoundRecord
+from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
 
@@ -95,7 +97,7 @@ def diff(workspace: Workspace, before: int, after: int) -> Diff:
     related = _related(events, old, new)
     with snapshots(workspace) as labels:
         changes = _changes(labels(old), labels(new), events, events[known[0] : known[1]], related)
-    models: tuple[Predicted, Predicted] = _predictions(git, old), _predictions(git, new)
+    models: tuple[Predicted, Predicted] = _predictions(layout, git, old), _predictions(layout, git, new)
     if any(names != {name} for name, names in related.items()):
         models = in_common_classes(*models, related)
     was, now = flat(old.params.to_row()), flat(new.params.to_row())
@@ -152,5 +154,6 @@ def _label(labels: Labels, item_id: str) -> str | None:
     return row.label if isinstance(row, LabeledItem) else None
 
 
-def _predictions(git: Git, record: RoundRecord) -> Predictions:
-    return parse_predictions(git.show(round_name(record.round), "rounds/predictions.csv") or "item_id,label\n")
+def _predictions(layout: Layout, git: Git, record: RoundRecord) -> Predictions:
+    found = parse_predictions(git.show(round_name(record.round), "rounds/predictions.csv") or "item_id,label\n")
+    return found if record.traffic is None else without_requests(found, layout.test)

@@ -14,9 +14,10 @@ from msgspec.structs import asdict, replace
 
 from al_pipeline.annotation.aggregation import fold_by
 from al_pipeline.data.ledger import read_events, read_forecasts, read_refused
-from al_pipeline.data.pool import count_items
+from al_pipeline.data.pool import count_items, iter_items
+from al_pipeline.data.served import request_weights
 from al_pipeline.errors import ManualActionRequired, RepositoryError, UnexpectedChange
-from al_pipeline.evaluation.figures import Control, Decision, Metrics, Running
+from al_pipeline.evaluation.figures import Control, Decision, Metrics, OnTraffic, Running
 from al_pipeline.evaluation.online import Forecast, running_accuracy
 from al_pipeline.files import read_json, read_object, sha256_file, sha256_tree, write_json, write_jsonl
 from al_pipeline.integrations.dvc.session import Dvc
@@ -110,6 +111,7 @@ def decide_and_plan(
         metrics=Metrics.from_row(read_json(layout.metrics)),
         next_batch=None if next_batch is None else NextBatch.from_row(next_batch),
         control=None if control is None else Control.from_row(control),
+        traffic=_on_traffic(layout, params),
         running=_running(layout, labeled, git, history, params, number),
         review=_review(layout, params),
         cost=None if number is None else cost_of_round(layout, read_object(layout.asked_at_random).get("items") or ()),
@@ -273,6 +275,30 @@ def _agreement(layout: Layout, git: Git) -> float | None:
     )
 
 
+def _on_traffic(layout: Layout, params: Params) -> OnTraffic | None:
+    """The new model on the test items that were drawn from requests; None if none of them is labelled."""
+    weights = request_weights(item for batch in iter_items([layout.test]) for item in batch)
+    if not weights:
+        return None
+    import numpy as np
+
+    from al_pipeline.data.outputs import parse_predictions
+    from al_pipeline.evaluation.metrics import evaluate
+    from al_pipeline.evaluation.online import weighted_accuracy
+
+    found = parse_predictions(layout.predictions.read_text(encoding="utf-8"))
+    found = found.only([row for row, item in enumerate(found.item_ids) if item in weights])
+    if not found.item_ids:
+        return None
+    truth = np.array([found.classes.index(label) for label in found.labels], dtype=np.intp)
+    settings, rng = params.evaluate, np.random.default_rng([params.seed, 0x7AFF])
+    right = (found.proba.argmax(axis=1) == truth).tolist()
+    return OnTraffic(
+        metrics=evaluate(found.proba, truth, found.classes, rng, settings.bootstrap, settings.confidence),
+        accuracy_of_requests=weighted_accuracy(right, [weights[one] for one in found.item_ids], settings.confidence),
+    )
+
+
 def _review(layout: Layout, params: Params) -> Reviewed | None:
     """What reviewers had ruled; None before the first review."""
     if not layout.reviews.exists():
@@ -346,26 +372,33 @@ def _decide(layout: Layout, git: Git, history: History, params: Params) -> Decis
 
     from al_pipeline.data.outputs import parse_predictions
     from al_pipeline.evaluation.comparison import common_groups
-    from al_pipeline.evaluation.promotion import decide
+    from al_pipeline.evaluation.promotion import both, decide
 
     challenger = parse_predictions(layout.predictions.read_text(encoding="utf-8"))
     champion, related = None, None
     if history.promoted and (text := git.show(history.promoted, "rounds/predictions.csv")):
         champion = parse_predictions(text, unlabelled=True)
         related = _related_classes(layout, history, champion.classes)
-    before, after = _shared(champion, challenger, related) if champion else (None, challenger)
-    truth = np.array([after.classes.index(label) for label in after.labels], dtype=np.intp)
-    return decide(
-        champion=before,
-        challenger=after.proba,
-        truth=truth,
-        classes=after.classes,
-        limits=params.gate,
-        rng=np.random.default_rng([params.seed, 0x6A7E]),
-        bootstrap=params.evaluate.bootstrap,
-        confidence=params.evaluate.confidence,
-        groups=None if related is None else common_groups(after.classes, related),
-    )
+    weights = request_weights(item for batch in iter_items([layout.test]) for item in batch)
+
+    def on(of_requests: bool) -> Decision:
+        rows = [row for row, item in enumerate(challenger.item_ids) if (item in weights) == of_requests]
+        own = challenger if len(rows) == len(challenger.item_ids) else challenger.only(rows)
+        before, after = _shared(champion, own, related) if champion else (None, own)
+        truth = np.array([after.classes.index(label) for label in after.labels], dtype=np.intp)
+        return decide(
+            champion=before,
+            challenger=after.proba,
+            truth=truth,
+            classes=after.classes,
+            limits=params.gate,
+            rng=np.random.default_rng([params.seed, 0x6A7E]),
+            bootstrap=params.evaluate.bootstrap,
+            confidence=params.evaluate.confidence,
+            groups=None if related is None else common_groups(after.classes, related),
+        )
+
+    return both(on(False), on(True), "on requests") if params.gate.traffic else on(False)
 
 
 def _related_classes(layout: Layout, history: History, classes: Sequence[str]) -> Mapping[str, frozenset[str]] | None:

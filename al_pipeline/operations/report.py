@@ -15,6 +15,7 @@ from al_pipeline.cron import check_timezone
 from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import Predictions, parse_predictions
 from al_pipeline.data.pool import fetch
+from al_pipeline.data.served import without_requests
 from al_pipeline.errors import NothingToDo
 from al_pipeline.evaluation.comparison import aligned
 from al_pipeline.evaluation.metrics import evaluate
@@ -55,6 +56,8 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
     zone, schema = _zone(record.params), record.params.schema_
     histogram = parse_histogram(git.show(revision, "rounds/histogram.json") or "{}")
     predictions = parse_predictions(git.show(revision, "rounds/predictions.csv") or "item_id,label\n")
+    if record.traffic is not None:
+        predictions = without_requests(predictions, workspace.layout.test)
     rows = [row for row in round_rows(history) if row.number <= record.round]
     newest = _on_newest_labels(git, rows, predictions, record)
     reviewed = record.review
@@ -80,6 +83,7 @@ def report_data(workspace: Workspace, number: int | None = None) -> ReportData:
         engine=_engine(record.engine),
         confidence=record.params.evaluate.confidence,
         running=record.running,
+        traffic=record.traffic,
         saved=labels_saved_by(history, record.round),
         cost=record.cost,
         outlook=record.outlook,

@@ -14,7 +14,7 @@ from al_pipeline.annotation.active_events import active
 from al_pipeline.data.ledger import read_events, read_refused, still_refused
 from al_pipeline.data.pool import count_items
 from al_pipeline.errors import ServerFailed
-from al_pipeline.evaluation.figures import FIGURES, Metrics, Running
+from al_pipeline.evaluation.figures import FIGURES, Metrics, OnTraffic, Running
 from al_pipeline.evaluation.online import Saved
 from al_pipeline.files import read_object
 from al_pipeline.integrations.git import Git
@@ -98,6 +98,8 @@ class Status(Struct, frozen=True, kw_only=True):
     """Of the newest round."""
     test_version: str
     """The version of the test labels that `metrics` are of."""
+    traffic: OnTraffic | None
+    """The newest model on test items from requests."""
     running: Running | None
     saved: Saved | None
     cost: Cost | None
@@ -131,6 +133,7 @@ class Status(Struct, frozen=True, kw_only=True):
             "label_studio": self.label_studio and self.label_studio.to_json(),
             "sources": [{**asdict(one), "since": one.since.isoformat()} for one in self.sources],
             "metrics": {name: metrics.figure(name).value for name in FIGURES} if metrics else {},
+            "traffic": self.traffic and {**self.traffic.to_row(), "sentence": self.traffic.sentence()},
             "running": self.running and self.running.to_row(),
             "cost": self.cost and self.cost.to_row(),
             "budget": [asdict(one) for one in self.budget],
@@ -181,6 +184,7 @@ def status(workspace: Workspace, *, ask: bool = True) -> Status:
         paused=history.pausing.sentence() if history.pausing else None,
         metrics=history.rounds[-1].metrics if history.rounds else None,
         test_version=test_version(history.rounds[-1]) if history.rounds else "",
+        traffic=latest.traffic if latest else None,
         running=latest.running if latest else None,
         saved=labels_saved_by(history, None),
         cost=latest.cost if latest else None,

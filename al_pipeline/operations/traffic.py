@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from al_pipeline.data.pool import iter_items
+from al_pipeline.data.served import SOURCE
 from al_pipeline.errors import NothingToDo
 from al_pipeline.files import json_line, read_jsonl, write_text
-from al_pipeline.operations.ingestion.traffic import SOURCE, TAKING, taken
+from al_pipeline.operations.ingestion.traffic import TAKING, taken
 from al_pipeline.traffic.store import TrafficStore
 from al_pipeline.workspace.workspace import Workspace
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 
-from al_pipeline.evaluation.figures import FIGURES, Decision, Metrics, Running
+from al_pipeline.evaluation.figures import FIGURES, Decision, Metrics, OnTraffic, Running
 from al_pipeline.evaluation.online import Saved
 
 if TYPE_CHECKING:
@@ -162,6 +162,7 @@ class ReportData(Struct, frozen=True, kw_only=True):
     baseline_note: str = ""
     confidence: float = 0.95
     running: Running | None = None
+    traffic: OnTraffic | None = None
     saved: Saved | None = None
     cost: Cost | None = None
     budget: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ from al_pipeline.evaluation.figures import (
     Estimate,
     Metrics,
     Number,
+    OnTraffic,
     Part,
     Running,
     Share,
@@ -224,6 +225,8 @@ class Record(Part, frozen=True, kw_only=True):
     running: Running | None = None
     control: Control | None = None
     next_batch: NextBatch | None = None
+    traffic: OnTraffic | None = None
+    """None without labelled test items from requests; the record then has no such key."""
     review: Reviewed | None = None
     """None before the first review; the record then has no such key."""
     cost: Cost | None = None
@@ -243,7 +246,8 @@ class Record(Part, frozen=True, kw_only=True):
     def to_json(self) -> dict[str, Any]:
         """This record as the JSON object that is written, with unset defaults."""
         row = {**super().to_json(), "interventions": [one.to_row() for one in self.interventions]}
-        later = {name for name in ("review", "cost", "outlook", "agreement") if getattr(self, name) is None}
+        rare = ("traffic", "review", "cost", "outlook", "agreement")
+        later = {name for name in rare if getattr(self, name) is None}
         return {name: value for name, value in row.items() if name not in later}
 
 

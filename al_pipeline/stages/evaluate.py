@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from al_pipeline.data.outputs import Predictions, csv_cell, read_labeled, write_predictions
 from al_pipeline.data.pool import iter_items
+from al_pipeline.data.served import request_weights
 from al_pipeline.errors import BadInput
 from al_pipeline.evaluation.figures import Control, Metrics
 from al_pipeline.evaluation.metrics import evaluate
@@ -36,7 +37,8 @@ def main(layout: Layout) -> None:
     params = load_params(layout.params)
     classes = params.schema_.labels
     items, label_of = _test_set(layout)
-    labelled = [row for row, item in enumerate(items) if item.item_id in label_of]
+    asked = request_weights(items)  # measured apart, when the round is decided
+    labelled = [row for row, item in enumerate(items) if item.item_id in label_of and item.item_id not in asked]
     texts = [item.text for item in items]
     vectors = open_vectors(layout.encoder, layout.features, params.features, device)
     use_plugin_of(layout, layout.model)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from al_pipeline.traffic.rows import LoggedText
 
-Policy = Literal["random", "uncertain"]
+Policy = Literal["test", "random", "uncertain"]
 
 
 @dataclass(slots=True)
@@ -34,14 +34,19 @@ class Chosen:
     """
 
 
-def choose(rows: Iterable[tuple[bytes, LoggedText]], random: int, uncertain: int, seed: str) -> list[Chosen]:
-    """Choose up to `random` texts at random and up to `uncertain` others of the smallest margins, oldest first.
+def choose(
+    rows: Iterable[tuple[bytes, LoggedText]], random: int, uncertain: int, seed: str, test: int = 0
+) -> list[Chosen]:
+    """Choose up to `test` and `random` texts at random and up to `uncertain` others of the smallest margins.
+
+    Oldest first. Those of `test` are drawn first.
 
     `rows`: the texts with a digest each (32 bytes); those with equal digests are one text. The same rows and seed give
     the same choice, whatever the order of the texts.
     """
     seen: set[bytes] = set()
-    drawn, unsure = _Smallest(random), _Smallest(random + uncertain if uncertain else 0)
+    drawn = _Smallest(test + random)
+    unsure = _Smallest(test + random + uncertain if uncertain else 0)
     for digest, row in rows:
         if digest[:8] not in seen:
             seen.add(digest[:8])
@@ -52,9 +57,11 @@ def choose(rows: Iterable[tuple[bytes, LoggedText]], random: int, uncertain: int
             if one is not None:
                 one.times += 1
                 one.weight += 1 / row.propensity
-    share = len(drawn.kept) / max(len(seen), 1)
-    for one in drawn.kept.values():
-        one.propensity = share * one.times / one.weight
+    for place, digest in enumerate(drawn.in_order()):
+        one = drawn.kept[digest]
+        one.policy = "test" if place < test else "random"
+        count = min(test, len(drawn.kept)) if place < test else len(drawn.kept) - test
+        one.propensity = count / len(seen) * one.times / one.weight
     others = [digest for digest in unsure.in_order() if digest not in drawn.kept][:uncertain]
     return sorted([*drawn.kept.values(), *(unsure.kept[one] for one in others)], key=lambda one: one.row.time)
 

@@ -55,6 +55,7 @@ MODULES = (
     "data/outputs.py",
     "data/parquet.py",
     "data/pool.py",
+    "data/served.py",
     "errors.py",
     "evaluation/__init__.py",
     "evaluation/figures.py",

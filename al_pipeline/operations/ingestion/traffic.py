@@ -15,8 +15,9 @@ from typing import Any
 from al_pipeline.data.catalog import Catalog, text_from
 from al_pipeline.data.inputs import Source
 from al_pipeline.data.pool import count_items
+from al_pipeline.data.served import SOURCE
 from al_pipeline.errors import AlError
-from al_pipeline.files import json_line, read_object, replacing, write_json
+from al_pipeline.files import read_object, write_json, write_jsonl
 from al_pipeline.records import content_hash, round_name
 from al_pipeline.traffic.choice import Chosen, choose
 from al_pipeline.traffic.rows import LoggedText
@@ -24,8 +25,6 @@ from al_pipeline.traffic.store import TrafficStore
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
 
-SOURCE = "traffic"
-"""The column `source` of items that come from requests; their column `traffic` says more."""
 TAKING = "taking-*.jsonl"
 _SETTLED = 5_000_000
 """Microseconds after which no line with an earlier time is written any more."""
@@ -52,7 +51,7 @@ def take_traffic(workspace: Workspace, now: float) -> tuple[int, list[str]]:
 def taken(layout: Layout) -> dict[str, int]:
     """How many texts were chosen so far, by policy."""
     found = read_object(_state(layout))
-    return {policy: int(found.get(policy, 0)) for policy in ("random", "uncertain")}
+    return {policy: int(found.get(policy, 0)) for policy in ("random", "uncertain", "test")}
 
 
 def _state(layout: Layout) -> Path:
@@ -64,15 +63,17 @@ def _choose(workspace: Workspace, store: TrafficStore, until: int) -> None:
     layout, settings = workspace.layout, workspace.params.traffic
     state = read_object(_state(layout))
     since = max([int(state.get("until", 0)), *(_until(path) for path in layout.traffic.glob(TAKING))])
-    if until <= since or not (settings.random or settings.uncertain):
+    # a test set that is not there yet is drawn from the user's files, not from requests
+    test = settings.test if settings.test and count_items([layout.test, layout.inbox_test]) else 0
+    if until <= since or not (settings.random or settings.uncertain or test):
         return
     seed = f"{workspace.params.seed} {until} "
     rows = _new(store.rows(since, until), workspace)
-    chosen = choose(rows, settings.random, settings.uncertain, seed)
-    if chosen:
-        path = layout.traffic / f"taking-{until:016d}.jsonl"
-        with replacing(path, 0o600) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as out:
-            out.writelines(json_line(_row(one)) for one in chosen)
+    chosen = choose(rows, settings.random, settings.uncertain, seed, test)
+    for part in ("test", "pool"):
+        rows_of_part = [_row(one) for one in chosen if (one.policy == "test") == (part == "test")]
+        if rows_of_part:
+            write_jsonl(layout.traffic / f"taking-{until:016d}-{part}.jsonl", rows_of_part)
     counts = {policy: count + sum(one.policy == policy for one in chosen) for policy, count in taken(layout).items()}
     write_json(_state(layout), {"until": until, **counts}, 0o600)
 
@@ -80,7 +81,7 @@ def _choose(workspace: Workspace, store: TrafficStore, until: int) -> None:
 def _until(path: Path) -> int:
     """The end of the window that a file of chosen texts is from."""
     with contextlib.suppress(ValueError):
-        return int(path.stem.partition("-")[2])
+        return int(path.stem.split("-")[1])
     return 0
 
 
@@ -135,9 +136,10 @@ def _take(workspace: Workspace, path: Path) -> int:
     layout = workspace.layout
     added = 0
     if path.stat().st_size:  # else all of them were deleted meanwhile
-        # a test set that is not there yet is drawn from the user's files, not from requests
-        size = None if count_items([layout.test, layout.inbox_test]) else 0
+        test = path.stem.endswith("-test")
+        size = None if test or count_items([layout.test, layout.inbox_test]) else 0
         source = Source(path, name="serve.log", format="jsonl", encoding="utf-8")
-        added = ingest(workspace, [source], id_column=None, test_size=size).added
+        report = ingest(workspace, [source], test=test, test_size=size)
+        added = report.added + report.test_added
     path.unlink()
     return added
