@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "costs": (),
     "quality": ("annotation", "costs", "evaluation"),
     "stopping": (),
+    "drift": ("evaluation", "features"),
     "rounds": ("annotation", "evaluation"),
     "notifications": ("annotation",),
     # the world
@@ -77,7 +78,9 @@ MAY_IMPORT = {
 }  # fmt: skip
 """The layers, lowest first: each folder, and the folders that it imports. An arrow that nothing needs fails too."""
 
-IDEAS = {"active_learning", "annotation", "costs", "evaluation", "notifications", "quality", "rounds", "stopping"}
+IDEAS = {
+    "active_learning", "annotation", "costs", "drift", "evaluation", "notifications", "quality", "rounds", "stopping",
+}  # fmt: skip
 """Know no files, no network and no process; `features` and `models` read and save weights."""
 
 OUTSIDE = {"pathlib", "os", "io", "subprocess", "socket", "shutil", "tempfile", "urllib", "http", "httpx", "requests"}

@@ -1,0 +1,237 @@
+"""Drift: error rates without a difference, what a difference is found by, and the same figures from other libraries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import fisher_exact, hypergeom
+from sklearn.linear_model import Ridge
+from sklearn.metrics import roc_auc_score
+
+from al_pipeline.drift import domain as domain_module
+from al_pipeline.drift import vocabulary as vocabulary_module
+from al_pipeline.drift.accuracy import LEAST_LABELS, calibrate, estimated_accuracy
+from al_pipeline.drift.assessment import CLASSES, DOMAIN, WORDS, Drift, Texts, compare, holm
+from al_pipeline.drift.classes import class_test
+from al_pipeline.drift.domain import RIDGE, domain_test, term_vectors
+from al_pipeline.drift.permutations import p_value, permute
+from al_pipeline.drift.vocabulary import vocabulary_test
+
+OLD = ["meeting", "agenda", "minutes", "budget", "report", "call", "plan", "draft"]
+NEW = ["turbine", "blade", "rotor", "nacelle"]
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def texts_of(random: np.random.Generator, count: int, new: int = 0) -> list[str]:
+    """Texts of four usual words, and `new` of them with three that no other has."""
+    usual = [" ".join(random.choice(OLD, 4)) for _ in range(count - new)]
+    return usual + [" ".join(random.choice(NEW, 3, replace=False)) + f" {random.choice(OLD)}" for _ in range(new)]
+
+
+def vectors_of(random: np.random.Generator, count: int, new: int = 0, width: int = 16) -> np.ndarray:
+    found = random.normal(size=(count, width))
+    found[count - new :, 0] += 4
+    return found.astype(np.float32)
+
+
+def proba_of(random: np.random.Generator, count: int) -> np.ndarray:
+    high = random.uniform(0.5, 0.99, count)
+    rows = np.stack([high, 1 - high], axis=1)
+    return np.where(random.random(count)[:, None] < 0.5, rows, rows[:, ::-1])
+
+
+def labels_for(random: np.random.Generator, proba: np.ndarray) -> np.ndarray:
+    """Labels for which the probabilities are calibrated."""
+    return (random.random(len(proba)) < proba[:, 1]).astype(np.intp)
+
+
+def drift(seed: int, new: int = 0, window: int = 100, reference: int = 200, permutations: int = 99) -> Drift:
+    random = rng(seed)
+    test = proba_of(random, 80)
+    given_texts = Texts([f"w{row}" for row in range(window)], texts_of(random, window, new), proba_of(random, window))
+    vectors = np.concatenate([vectors_of(random, reference), vectors_of(random, window, new)])
+    known = labels_for(random, test)
+    names = ("ham", "spam")
+    return compare(texts_of(random, reference), given_texts, vectors, names, test, known, seed, permutations)
+
+
+# Permutations --------------------------------------------------------------------------------------------------------
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_each_permutation_leaves_every_fold_its_share(reference: int, window: int, seed: int) -> None:
+    found = permute(reference, window, 7, rng(seed))
+    assert sorted(np.concatenate(found.folds)) == list(range(reference + window))
+    assert found.member[:, 0].tolist() == [False] * reference + [True] * window
+    for own in found.folds:
+        assert len(set(found.member[own].sum(axis=0))) == 1
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30))
+def test_p_values_count_the_observed_statistic(values: list[int]) -> None:
+    p = p_value(np.array(values, float))
+    assert 1 / len(values) <= p <= 1
+    assert round(p * len(values)) == sum(value >= values[0] for value in values)
+
+
+def test_p_values_of_equal_distributions_are_no_smaller_than_they_say() -> None:
+    """200 windows without a difference: each test rejects in 5 % of them, within three standard errors."""
+    found = [drift(seed, window=40, reference=60, permutations=39) for seed in range(200)]
+    most = 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(found))
+    for name in (DOMAIN, CLASSES, WORDS):
+        assert np.mean([one.p_values[name] <= 0.05 for one in found]) <= most, name
+    assert np.mean([one.alarm for one in found]) <= most
+
+
+# The domain classifier -----------------------------------------------------------------------------------------------
+def test_scores_are_those_of_cross_validated_ridge_regression() -> None:
+    vectors = vectors_of(rng(), 60, 15)
+    labels = permute(40, 20, 3, rng(1))
+    found = domain_module._scores(vectors.astype(float), labels, RIDGE)
+    rows = vectors - vectors.mean(axis=0)
+    penalty = RIDGE * np.trace(rows.T @ rows) / rows.shape[1]
+    for column in range(4):
+        target = labels.member[:, column] - labels.member[:, 0].mean()
+        for own in labels.folds:
+            others = np.setdiff1d(np.arange(60), own)
+            model = Ridge(alpha=penalty, fit_intercept=False).fit(rows[others], target[others])
+            assert model.predict(rows[own]) == pytest.approx(found[own, column], abs=1e-6)
+
+
+def test_the_auc_is_scikit_learns() -> None:
+    labels = permute(50, 30, 5, rng(2))
+    scores = rng(3).normal(size=labels.member.shape)
+    found, _ = domain_module._statistics(scores, labels)
+    expected = [roc_auc_score(labels.member[:, one], scores[:, one]) for one in range(6)]
+    assert found == pytest.approx(expected)
+
+
+def test_a_tenth_of_a_new_topic_is_found_though_the_auc_is_low() -> None:
+    random = rng(4)
+    vectors = np.concatenate([vectors_of(random, 400), vectors_of(random, 200, 20)])
+    found = domain_test(vectors, permute(400, 200, 199, random))
+    assert found.p == 1 / 200
+    assert found.auc < 0.6
+    assert set(np.argsort(-found.scores[400:])[:10]) <= set(range(180, 200))
+
+
+@pytest.mark.parametrize("vectors", [np.zeros((30, 4), np.float32), np.ones((30, 1), np.float32)])
+def test_vectors_that_say_nothing_give_no_alarm(vectors: np.ndarray) -> None:
+    assert domain_test(vectors, permute(20, 10, 99, rng())).p > 0.05
+
+
+def test_texts_without_an_encoder_have_the_components_of_their_terms() -> None:
+    from al_pipeline.features.tfidf import fit
+
+    random = rng(5)
+    texts = texts_of(random, 120) + texts_of(random, 60, 12)
+    rows = fit(texts).transform(texts)
+    assert domain_test(term_vectors(rows), permute(120, 60, 99, random)).p <= 0.05
+    assert term_vectors(rows * 0).shape == (180, 1)
+
+
+# Words ---------------------------------------------------------------------------------------------------------------
+def test_new_words_are_named_with_the_texts_that_have_them() -> None:
+    random = rng(6)
+    texts = texts_of(random, 200) + texts_of(random, 100, 10)
+    found = vocabulary_test(texts, permute(200, 100, 199, random))
+    assert found.p == 1 / 200
+    assert {one.word for one in found.words} <= set(NEW)
+    assert found.words[0].reference == 0
+    for one in found.words:
+        assert one.window == len(one.rows)
+        assert all(one.word in texts[200 + row].split() for row in one.rows)
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.data())
+@settings(max_examples=40, deadline=None)
+def test_the_strength_of_a_word_is_fishers_exact_test(reference: int, window: int, data: st.DataObject) -> None:
+    size = reference + window
+    total = data.draw(st.integers(1, size))
+    tail = vocabulary_module._tail(total, size, window)
+    inside = data.draw(st.integers(max(0, total - reference), min(total, window)))
+    table = [[inside, total - inside], [window - inside, reference - total + inside]]
+    assert np.exp(-tail[inside]) == pytest.approx(fisher_exact(table, alternative="greater").pvalue, rel=1e-6)
+    assert np.exp(-tail[inside]) == pytest.approx(hypergeom.sf(inside - 1, size, total, window), rel=1e-6)
+
+
+def test_texts_without_words_give_no_alarm() -> None:
+    assert vocabulary_test(["?", "!"] * 10, permute(10, 10, 19, rng())).p == 1
+
+
+# Classes -------------------------------------------------------------------------------------------------------------
+def test_other_shares_of_classes_are_found() -> None:
+    reference, window = np.repeat([0, 1], [80, 20]), np.repeat([0, 1], [50, 50])
+    found = class_test(reference, window, 3, 199, rng())
+    assert found.p == 1 / 200
+    assert found.reference == (80, 20, 0)
+    assert found.window == (50, 50, 0)
+    assert class_test(reference, reference, 3, 199, rng()).p == 1
+
+
+# Accuracy without labels ---------------------------------------------------------------------------------------------
+def test_the_estimated_accuracy_is_right_and_its_interval_holds() -> None:
+    within, apart = [], []
+    for seed in range(200):
+        random = rng(seed)
+        real = proba_of(random, 900)
+        truth = labels_for(random, real)
+        logit = 2 * np.log(real / (1 - real))  # a model that is too sure
+        stated = 1 / (1 + np.exp(-logit))
+        estimate = estimated_accuracy(stated[400:], calibrate(stated[:400], truth[:400]))
+        accuracy = (stated[400:].argmax(axis=1) == truth[400:]).mean()
+        assert estimate.value is not None
+        assert estimate.low is not None
+        assert estimate.high is not None
+        within.append(estimate.low <= accuracy <= estimate.high)
+        apart.append(estimate.value - accuracy)
+    assert np.mean(within) >= 0.91
+    assert abs(np.mean(apart)) <= 0.01
+
+
+def test_few_labels_give_no_estimate_but_the_reason() -> None:
+    random = rng()
+    proba = proba_of(random, LEAST_LABELS - 1)
+    found = estimated_accuracy(proba, calibrate(proba, labels_for(random, proba)))
+    assert found.value is None
+    assert found.reason is not None
+    assert "29 test items" in found.reason
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_model_that_is_sure_of_everything_has_an_estimate(value: float) -> None:
+    proba = np.tile([value, 1 - value], (50, 1))
+    found = estimated_accuracy(proba, calibrate(proba, proba.argmax(axis=1)))
+    assert found.value is not None
+    assert found.value > 0.9
+
+
+# All of it -----------------------------------------------------------------------------------------------------------
+def test_a_difference_is_an_alarm_with_examples_and_without_an_accuracy() -> None:
+    found = drift(7, new=15)
+    assert set(found.found) >= {DOMAIN, WORDS}
+    row = found.to_json()
+    assert row["alarm"] is True
+    assert all(set(one["text"].split()) & set(NEW) for one in row["new"])
+    assert all(one["word"] in example["text"] for one in row["vocabulary"]["words"] for example in one["examples"])
+    assert row["accuracy"]["value"] is None
+    assert "may not be calibrated" in row["accuracy"]["reason"]
+
+
+def test_no_difference_is_no_alarm_and_an_accuracy() -> None:
+    found = drift(1)
+    assert not found.alarm
+    assert found.accuracy.value == pytest.approx(0.75, abs=0.1)
+    assert found.to_json() == drift(1).to_json()
+
+
+@given(st.dictionaries(st.sampled_from("abcd"), st.floats(0, 1), min_size=1))
+def test_holm_rejects_no_less_than_bonferroni(p_values: dict[str, float]) -> None:
+    found = holm(p_values, 0.05)
+    assert {name for name, p in p_values.items() if p <= 0.05 / len(p_values)} <= set(found)
+    assert all(p_values[name] <= 0.05 for name in found)
+    assert list(found) == sorted(found, key=lambda name: (p_values[name], name))
