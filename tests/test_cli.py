@@ -251,7 +251,14 @@ def test_the_tree_of_errors_is_drawn_whole() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(TAKES_JSON) - {"init", "simulate", "workspaces"}))
 def test_outside_a_workspace_every_command_says_so_in_json(al: Al, name: str) -> None:
-    needed = {"ingest": ["a.csv"], "predict": ["a.csv"], "diff": ["0", "1"], "log": ["x"], "export": ["-o", "a.csv"]}
+    needed = {
+        "ingest": ["a.csv"],
+        "predict": ["a.csv"],
+        "drift": ["a.csv"],
+        "diff": ["0", "1"],
+        "log": ["x"],
+        "export": ["-o", "a.csv"],
+    }
     needed |= {"labelstudio invite": ["ann@example.org"], "labelstudio connect": ["https://labels.example.org"]}
     needed |= {
         "labelstudio password": ["ann@example.org"],
@@ -471,6 +478,7 @@ def test_a_workspace_is_made_and_looked_at(al: Al, tmp_path: Path) -> None:
         (["report", "seven"], 2),
         (["predict", "pool.csv"], 3),
         (["predict", "pool.csv", "--round", "0"], 3),
+        (["drift", "pool.csv"], 3),
         (["adopt"], 3),
         (["ingest", "nowhere.csv"], 2),
     ):

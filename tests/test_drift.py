@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+from harness import Played, go_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.stats import fisher_exact, hypergeom
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
+from al_pipeline.cli import app as cli
+from al_pipeline.data.pool import iter_items
 from al_pipeline.drift import domain as domain_module
 from al_pipeline.drift import vocabulary as vocabulary_module
 from al_pipeline.drift.accuracy import LEAST_LABELS, calibrate, estimated_accuracy
@@ -18,6 +27,7 @@ from al_pipeline.drift.classes import class_test
 from al_pipeline.drift.domain import RIDGE, domain_test, term_vectors
 from al_pipeline.drift.permutations import p_value, permute
 from al_pipeline.drift.vocabulary import vocabulary_test
+from al_pipeline.files import write_jsonl
 
 OLD = ["meeting", "agenda", "minutes", "budget", "report", "call", "plan", "draft"]
 NEW = ["turbine", "blade", "rotor", "nacelle"]
@@ -33,19 +43,19 @@ def texts_of(random: np.random.Generator, count: int, new: int = 0) -> list[str]
     return usual + [" ".join(random.choice(NEW, 3, replace=False)) + f" {random.choice(OLD)}" for _ in range(new)]
 
 
-def vectors_of(random: np.random.Generator, count: int, new: int = 0, width: int = 16) -> np.ndarray:
+def vectors_of(random: np.random.Generator, count: int, new: int = 0, width: int = 16) -> NDArray[Any]:
     found = random.normal(size=(count, width))
     found[count - new :, 0] += 4
     return found.astype(np.float32)
 
 
-def proba_of(random: np.random.Generator, count: int) -> np.ndarray:
+def proba_of(random: np.random.Generator, count: int) -> NDArray[Any]:
     high = random.uniform(0.5, 0.99, count)
     rows = np.stack([high, 1 - high], axis=1)
     return np.where(random.random(count)[:, None] < 0.5, rows, rows[:, ::-1])
 
 
-def labels_for(random: np.random.Generator, proba: np.ndarray) -> np.ndarray:
+def labels_for(random: np.random.Generator, proba: NDArray[Any]) -> NDArray[Any]:
     """Labels for which the probabilities are calibrated."""
     return (random.random(len(proba)) < proba[:, 1]).astype(np.intp)
 
@@ -55,8 +65,8 @@ def drift(seed: int, new: int = 0, window: int = 100, reference: int = 200, perm
     test = proba_of(random, 80)
     given_texts = Texts([f"w{row}" for row in range(window)], texts_of(random, window, new), proba_of(random, window))
     vectors = np.concatenate([vectors_of(random, reference), vectors_of(random, window, new)])
-    known = labels_for(random, test)
     names = ("ham", "spam")
+    known = [names[label] for label in labels_for(random, test)]
     return compare(texts_of(random, reference), given_texts, vectors, names, test, known, seed, permutations)
 
 
@@ -120,7 +130,7 @@ def test_a_tenth_of_a_new_topic_is_found_though_the_auc_is_low() -> None:
 
 
 @pytest.mark.parametrize("vectors", [np.zeros((30, 4), np.float32), np.ones((30, 1), np.float32)])
-def test_vectors_that_say_nothing_give_no_alarm(vectors: np.ndarray) -> None:
+def test_vectors_that_say_nothing_give_no_alarm(vectors: NDArray[Any]) -> None:
     assert domain_test(vectors, permute(20, 10, 99, rng())).p > 0.05
 
 
@@ -235,3 +245,33 @@ def test_holm_rejects_no_less_than_bonferroni(p_values: dict[str, float]) -> Non
     assert {name for name, p in p_values.items() if p <= 0.05 / len(p_values)} <= set(found)
     assert all(p_values[name] <= 0.05 for name in found)
     assert list(found) == sorted(found, key=lambda name: (p_values[name], name))
+
+
+# al drift ------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_al_drift_compares_a_file_with_the_pool(
+    once: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    workspace, _, _ = go_on(once, tmp_path)
+    known = [item.text for batch in iter_items([workspace.layout.pool]) for item in batch]
+    other = tmp_path / "other.jsonl"
+    write_jsonl(other, ({"text": f"turbine {n} rotor blade nacelle"} for n in range(60)))
+
+    def run(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["al", "-C", str(workspace.layout.root), "drift", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.app(sys.argv[1:])
+        return int(ended.value.code or 0), capfd.readouterr().out
+
+    code, out = run(str(other), "--json")
+    row = json.loads(out)
+    assert (code, row["alarm"]) == (1, True)
+    assert row["texts"] == {"rows": 60, "distinct": 60, "reference": len(known), "window": 60}
+    assert "turbine" in {one["word"] for one in row["vocabulary"]["words"]}
+    assert row["accuracy"]["value"] is None
+    code, out = run(str(other))
+    assert code == 1
+    assert "They differ" in out and "nacelle" in out
+    write_jsonl(other, ({"text": text} for text in known))
+    code, out = run(str(other), "--json")
+    assert (code, json.loads(out)["alarm"]) == (0, False), "texts of the pool are no news"

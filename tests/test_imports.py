@@ -62,8 +62,8 @@ MAY_IMPORT = {
         "active_learning", "annotation", "costs", "data", "evaluation", "features", "models", "plugins", "workspace",
     ),
     "operations": (
-        "annotation", "costs", "data", "evaluation", "features", "integrations", "live", "models", "notifications",
-        "plugins", "quality", "reporting", "rounds", "servers", "stopping", "traffic", "workspace",
+        "annotation", "costs", "data", "drift", "evaluation", "features", "integrations", "live", "models",
+        "notifications", "plugins", "quality", "reporting", "rounds", "servers", "stopping", "traffic", "workspace",
     ),
     # callers
     "flows": ("evaluation", "integrations", "operations", "rounds", "servers", "workspace"),

@@ -111,7 +111,7 @@ FAILS_OUTSIDE = [name for name in TAKES_JSON if name != "workspaces"]
 BROKEN: dict[str, Open] = {"full": _full, "closed": _closed, "left": _left}
 LOST_CODE = {"full": 5, "closed": 5, "left": 141}
 NEEDED = {
-    **{"ingest": ["a.csv"], "predict": ["a.csv"], "diff": ["0", "1"], "log": ["x"]},
+    **{"ingest": ["a.csv"], "predict": ["a.csv"], "drift": ["a.csv"], "diff": ["0", "1"], "log": ["x"]},
     **{"labelstudio invite": ["ann@example.org"], "labelstudio connect": ["https://labels.example.org"]},
     **{"gold add": ["a.csv"], "gold remove": ["x"], "schema rename": ["a", "b"], "schema retire": ["a"]},
     **{"schema merge": ["a,b", "INTO", "c"], "schema split": ["a", "INTO", "b,c"], "schema add": ["a"]},

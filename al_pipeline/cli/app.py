@@ -16,6 +16,7 @@ import typer
 
 from al_pipeline.cli import (
     data,
+    drift,
     errors,
     gold,
     history,
@@ -47,7 +48,19 @@ _WORKSPACE, _DATA, _ROUNDS, _MODEL, _SERVERS = "Workspace", "Data and labels", "
 """The groups of commands in `al --help`."""
 
 READ_ONLY = frozenset(
-    {"status", "rounds", "doctor", "diff", "log", "quality", "check-plugin", "predict", "workspaces", "watch"}
+    {
+        "status",
+        "rounds",
+        "doctor",
+        "diff",
+        "log",
+        "quality",
+        "check-plugin",
+        "predict",
+        "drift",
+        "workspaces",
+        "watch",
+    }
 )
 """Commands that only show something: they fail if their output cannot be written. The exit code of any other command
 says whether its work was done, even if the output was lost."""
@@ -133,6 +146,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     _MODEL: {
         "simulate": simulate.simulate,
         "predict": data.predict,
+        "drift": drift.drift,
         "serve": serve.serve,
         "certify": stopping.certify,
         "finish": stopping.finish,

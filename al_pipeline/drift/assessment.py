@@ -71,7 +71,7 @@ class Drift:
 
     @property
     def found(self) -> tuple[str, ...]:
-        """The tests that found a difference, the most significant first; without a difference any does in 5 % at most."""
+        """The tests that found a difference, the most significant first. If there is none, any does in 5 % at most."""
         return holm(self.p_values, LEVEL)
 
     @property
@@ -129,7 +129,7 @@ def compare(
     vectors: NDArray[np.floating],
     names: Sequence[str],
     test_proba: Floats,
-    test_truth: NDArray[np.intp],
+    test_labels: Sequence[str | None],
     seed: int,
     permutations: int = PERMUTATIONS,
 ) -> Drift:
@@ -137,16 +137,18 @@ def compare(
 
     `vectors` (n, d): of the reference's texts, then of the window's. `test_proba` (t, C): by the same model, of items
     that it was not trained on, drawn like the reference; predicted classes are compared with theirs, since a model
-    predicts its training items too well. `test_truth` (t,): their classes as indices, -1 without a label.
+    predicts its training items too well. `test_labels` (t,): their labels, None where nobody has given one.
     """
+    place = {name: number for number, name in enumerate(names)}
+    truth = np.array([place.get(label, -1) if label is not None else -1 for label in test_labels], np.intp)
     first, second = (default_rng(one) for one in SeedSequence(seed).spawn(2))
     labels = permute(len(reference), len(window.texts), permutations, first)
     domain = domain_test(vectors, labels)
     classes = None
     if len(test_proba) >= LEAST_TEST:
-        predicted = (rows.argmax(axis=1) for rows in (test_proba, window.proba))
-        classes = class_test(*predicted, len(names), permutations, second)
-    known = test_truth >= 0
+        theirs, mine = (rows.argmax(axis=1) for rows in (test_proba, window.proba))
+        classes = class_test(theirs, mine, len(names), permutations, second)
+    known = truth >= 0
     return Drift(
         len(reference),
         len(window.texts),
@@ -154,7 +156,7 @@ def compare(
         classes,
         vocabulary_test([*reference, *window.texts], labels),
         tuple(names),
-        _accuracy(window.proba, test_proba[known], test_truth[known], domain),
+        _accuracy(window.proba, test_proba[known], truth[known], domain),
         window.ids,
         window.texts,
     )

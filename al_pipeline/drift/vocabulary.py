@@ -65,7 +65,7 @@ def vocabulary_test(texts: Sequence[str], permutations: Permutations) -> Vocabul
     totals = np.asarray(counts.sum(axis=0)).ravel().astype(np.intp)
     strength = _strengths(totals, inside, len(member), permutations.window)
     largest = strength.max(axis=0)
-    order = np.lexsort((words, -strength[:, 0]))
+    order = np.argsort(-strength[:, 0], kind="stable")  # the words are sorted
     reference, found = len(member) - permutations.window, []
     columns = counts.tocsc()
     for place in order:

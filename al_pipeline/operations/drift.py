@@ -1,0 +1,120 @@
+"""Compare new texts with the pool, by the promoted model and its encoder. Changes nothing but the cache of vectors."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from al_pipeline.data.pool import fetch, iter_keys, read_ids
+from al_pipeline.drift.assessment import LEAST_WINDOW, REFERENCE, WINDOW, Drift, Texts, compare
+from al_pipeline.drift.domain import term_vectors
+from al_pipeline.errors import AlError, NothingToDo
+from al_pipeline.features import tfidf
+from al_pipeline.features.vectors import open_vectors
+from al_pipeline.models.loading import vectors_for
+from al_pipeline.operations.predict import PublishedModel, TextRow, check_encoder, open_model
+from al_pipeline.operations.snapshots import snapshots
+from al_pipeline.records import Item, LabeledItem, content_hash, round_name
+from al_pipeline.workspace.workspace import Workspace
+
+_MOST_TEST = 2000
+_BATCH = 10_000
+
+
+@dataclass(frozen=True)
+class FileDrift:
+    """How the texts of a file differ from those of the pool."""
+
+    round: str
+    """The round of the model."""
+    rows: int
+    distinct: int
+    """Number of texts among the rows; at most `WINDOW` of them are compared. Repeated texts count once."""
+    drift: Drift
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures, with examples."""
+        found = self.drift.to_json()
+        return {**found, "round": self.round, "texts": {"rows": self.rows, "distinct": self.distinct, **found["texts"]}}
+
+
+def drift(workspace: Workspace, texts: Iterator[Sequence[TextRow]]) -> FileDrift:
+    """Compare the texts of a file, in batches of (id, text), with a fixed random sample of the pool.
+
+    Raises NothingToDo without a promoted model or enough texts, and what `open_model` raises.
+    """
+    layout = workspace.layout
+    rows, distinct, window = _window(texts)
+    if len(window) < LEAST_WINDOW:
+        raise NothingToDo(f"{len(window)} different texts are too few to compare; {LEAST_WINDOW} are needed")
+    published = open_model(workspace)
+    model = published.model
+    reference = _reference(workspace)
+    if len(reference) < LEAST_WINDOW:
+        raise NothingToDo(f"the pool has {len(reference)} texts; {LEAST_WINDOW} are needed to compare others with them")
+    test, labels = _test_set(workspace, published)
+    encoded = open_vectors(published.folder / "encoder", layout.features, published.features, published.device)
+    items = [*reference, *window]
+    if encoded is None:
+        read = [item.text for item in items]
+        vectors = term_vectors(tfidf.fit(read).transform(read))
+    else:
+        check_encoder(published, encoded.identity)
+        vectors = encoded.of(items)
+    proba = [
+        model.predict_proba([item.text for item in some], vectors_for(model, encoded, some)) for some in (window, test)
+    ]
+    found = compare(
+        [item.text for item in reference],
+        Texts([item.item_id for item in window], [item.text for item in window], proba[0]),
+        vectors,
+        model.classes,
+        proba[1],
+        labels,
+        workspace.params.seed,
+    )
+    return FileDrift(round_name(published.record.round), rows, distinct, found)
+
+
+def _window(batches: Iterator[Sequence[TextRow]]) -> tuple[int, int, list[Item]]:
+    """The number of rows and of different texts, and those with the smallest content hashes: a random sample."""
+    kept: list[tuple[int, str, str]] = []
+    seen: set[bytes] = set()
+    rows = 0
+    for batch in batches:
+        for name, text, *_ in batch:
+            rows += 1
+            digest = bytes.fromhex(content_hash(text))
+            if digest in seen:
+                continue
+            seen.add(digest)
+            one = (-int.from_bytes(digest), name, text)
+            if len(kept) < WINDOW:
+                heapq.heappush(kept, one)
+            else:
+                heapq.heappushpop(kept, one)
+    chosen = sorted(kept, reverse=True)
+    return rows, len(seen), [Item(name, content_hash(text), text) for _, name, text in chosen]
+
+
+def _reference(workspace: Workspace) -> list[Item]:
+    """The texts of the pool with the smallest content hashes: a random sample that a growing pool changes little."""
+    keys = (
+        pair for ids, hashes, _ in iter_keys([workspace.layout.pool], _BATCH) for pair in zip(hashes, ids, strict=True)
+    )
+    chosen = [name for _, name in heapq.nsmallest(REFERENCE, keys)]
+    found = fetch([workspace.layout.pool], chosen)
+    return [found[name] for name in chosen]
+
+
+def _test_set(workspace: Workspace, published: PublishedModel) -> tuple[list[Item], list[str | None]]:
+    """The items of the test set, and their labels as of the model's round."""
+    try:
+        with snapshots(workspace) as labels:
+            known = {key: row.label for key, row in labels(published.record).items() if isinstance(row, LabeledItem)}
+    except AlError:  # without them no accuracy is estimated, and the reason is shown
+        known = {}
+    test = fetch([workspace.layout.test], sorted(read_ids([workspace.layout.test]).ids())[:_MOST_TEST])
+    return list(test.values()), [known.get(name) for name in test]
