@@ -33,7 +33,7 @@ def drift(
 ) -> None:
     """Compare new texts with the pool: what is new in them, and how accurate the promoted model probably is on them.
 
-    Exits with 0 if they do not differ and with 1 if they do; if nothing has changed, that happens in 5 % of calls at \
+    Exits with 0 if they do not differ and with 1 if they do; if nothing has changed, that happens in 3 % of calls at \
 most.
     """
     from al_pipeline.data.inputs import open_inputs

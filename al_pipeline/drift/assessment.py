@@ -20,8 +20,10 @@ from al_pipeline.evaluation.figures import Estimate
 if TYPE_CHECKING:
     from al_pipeline.drift.permutations import Floats
 
-LEVEL = 0.05
+LEVEL = 0.03
 """The probability of an alarm if nothing has changed, at most."""
+CARRIES_OVER = 0.05
+"""The p-value of the domain classifier up to which no accuracy is estimated."""
 PERMUTATIONS = 499
 REFERENCE = 2000
 """Texts of the pool that are compared; a larger pool is sampled."""
@@ -71,7 +73,7 @@ class Drift:
 
     @property
     def found(self) -> tuple[str, ...]:
-        """The tests that found a difference, the most significant first. If there is none, any does in 5 % at most."""
+        """The tests that found a difference, the most significant first. If there is none, any does in 3 % at most."""
         return holm(self.p_values, LEVEL)
 
     @property
@@ -164,7 +166,7 @@ def compare(
 
 def _accuracy(proba: Floats, test_proba: Floats, truth: NDArray[np.intp], domain: DomainTest) -> Estimate:
     """The estimated accuracy, withheld if the texts are of another kind than those that the calibration was made on."""
-    if domain.p <= LEVEL:
+    if domain.p <= CARRIES_OVER:
         return Estimate(
             value=None,
             reason="the domain classifier tells these texts from the pool's "
