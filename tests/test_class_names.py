@@ -131,9 +131,10 @@ def test_a_record_without_names_has_no_key_of_theirs() -> None:
     plain: Params = parse_params(TEMPLATE)
     row = recorded(plain)
     assert "names" not in row["train"] and "names" not in row["select"] and "meanings" not in row["schema"]
-    for section, value in msgspec.to_builtins(plain).items():
-        if section in ("version", "seed", "ingest", "features", "evaluate", "gate"):
-            assert row[section] == value
+    values = msgspec.to_builtins(plain)
+    del values["gate"]["traffic"]
+    for section in ("version", "seed", "ingest", "features", "evaluate", "gate"):
+        assert row[section] == values[section]
     used = parse_params(
         with_labels(["ham", {"name": "spam", "description": "ads"}]).replace("names: false", "names: true")
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
 from al_pipeline.cli import app as cli
+from al_pipeline.cli.drift import ALARM
 from al_pipeline.data.pool import iter_items
 from al_pipeline.drift import domain as domain_module
 from al_pipeline.drift import vocabulary as vocabulary_module
@@ -27,7 +29,10 @@ from al_pipeline.drift.classes import class_test
 from al_pipeline.drift.domain import RIDGE, domain_test, term_vectors
 from al_pipeline.drift.permutations import p_value, permute
 from al_pipeline.drift.vocabulary import vocabulary_test
+from al_pipeline.errors import AlError
 from al_pipeline.files import write_jsonl
+from al_pipeline.traffic.journal import Journal
+from al_pipeline.traffic.rows import LoggedRequest, to_line
 
 OLD = ["meeting", "agenda", "minutes", "budget", "report", "call", "plan", "draft"]
 NEW = ["turbine", "blade", "rotor", "nacelle"]
@@ -259,19 +264,41 @@ def test_al_drift_compares_a_file_with_the_pool(
 
     def run(*words: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["al", "-C", str(workspace.layout.root), "drift", *words])
-        with pytest.raises(SystemExit) as ended:
+        try:
             cli.app(sys.argv[1:])
-        return int(ended.value.code or 0), capfd.readouterr().out
+        except SystemExit as ended:
+            return int(ended.code or 0), capfd.readouterr().out
+        except AlError as error:
+            return error.exit_code, capfd.readouterr().out
+        raise AssertionError("it did not end")
 
     code, out = run(str(other), "--json")
     row = json.loads(out)
-    assert (code, row["alarm"]) == (1, True)
+    assert (code, row["alarm"]) == (ALARM, True)
     assert row["texts"] == {"rows": 60, "distinct": 60, "reference": len(known), "window": 60}
     assert "turbine" in {one["word"] for one in row["vocabulary"]["words"]}
     assert row["accuracy"]["value"] is None
     code, out = run(str(other))
-    assert code == 1
+    assert code == ALARM
     assert "They differ" in out and "nacelle" in out
     write_jsonl(other, ({"text": text} for text in known))
     code, out = run(str(other), "--json")
     assert (code, json.loads(out)["alarm"]) == (0, False), "texts of the pool are no news"
+
+    assert run("--json")[0] == 3, "no requests are kept"
+    week = 7 * 86_400
+    workspace.layout.traffic.mkdir(mode=0o700, parents=True)
+    journal = Journal(workspace.layout.traffic)
+    for number in range(120):
+        text = f"turbine {number} rotor blade nacelle" if number < 60 else known[number % len(known)]
+        when = int((time.time() - (week if number < 60 else 60)) * 1e6)
+        asked = LoggedRequest(when, f"r{number}", 1, "ab", "torch", 1.0, ("ham", "spam"), (text,), (0,), ((0.5, 0.5),))
+        journal.append(to_line(asked))
+    journal.end()
+    code, out = run("--json")
+    row = json.loads(out)
+    assert (code, row["alarm"], row["texts"]["rows"]) == (ALARM, True, 120)
+    code, out = run("--since", "1d", "--json")
+    assert (code, json.loads(out)["texts"]["rows"]) == (0, 60)
+    assert run("--since", "30s", "--json")[0] == 2
+    assert run(str(other), "--since", "1d", "--json")[0] == 2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,22 +12,32 @@ import typer
 
 from al_pipeline.cli.options import Encoding, IdColumn, InputFormat, Json, TextColumn, current_workspace
 from al_pipeline.cli.output import echo, escape, print_json, print_table, warn
+from al_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from al_pipeline.operations.drift import FileDrift
 
-ALARM = 1
+ALARM = 6
 """The exit code if the texts differ."""
 _SHOWN = 100
+_SECONDS = {"d": 86_400, "h": 3600, "m": 60}
 
 Files = Annotated[
-    list[Path],
-    typer.Argument(metavar="FILE", help="CSV, JSONL, Parquet or XLSX, a folder of them, or - for standard input."),
+    list[Path] | None,
+    typer.Argument(
+        metavar="[FILE]",
+        help="CSV, JSONL, Parquet or XLSX, a folder of them, or - for standard input. Default: the requests that "
+        "`serve.log` has kept.",
+    ),
 ]
 
 
 def drift(
-    files: Files,
+    files: Files = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Only requests kept since then: 7d, 12h, 30m, or a time such as 2026-11-30T08:00."),
+    ] = None,
     text_column: TextColumn = "text",
     id_column: IdColumn = None,
     encoding: Encoding = None,
@@ -33,18 +46,37 @@ def drift(
 ) -> None:
     """Compare new texts with the pool: what is new in them, and how accurate the promoted model probably is on them.
 
-    Exits with 0 if they do not differ and with 1 if they do; if nothing has changed, that happens in 3 % of calls at \
+    Exits with 0 if they do not differ and with 6 if they do; if nothing has changed, that happens in 3 % of calls at \
 most.
     """
     from al_pipeline.data.inputs import open_inputs
     from al_pipeline.operations.drift import drift as measure
+    from al_pipeline.operations.drift import kept_requests
     from al_pipeline.operations.predict import read_texts
 
     workspace = current_workspace()
+    if not files:
+        return _show(measure(workspace, kept_requests(workspace, 0.0 if since is None else _moment(since))), as_json)
+    if since is not None:
+        raise UsageError("--since is for kept requests; leave it out with a file")
     with open_inputs(files, input_format, encoding) as inputs:
         for note in inputs.notes:
             warn(note)
         found = measure(workspace, read_texts(inputs.sources, text_column, id_column, warn))
+    _show(found, as_json)
+
+
+def _moment(text: str) -> float:
+    """A time as seconds since 1970: so many days, hours or minutes ago, or in ISO 8601, by this machine's clock."""
+    if ago := re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)([dhm])", text.strip(), re.ASCII):
+        return time.time() - float(ago[1]) * _SECONDS[ago[2]]
+    try:
+        return datetime.fromisoformat(text.strip()).timestamp()
+    except (ValueError, OverflowError):
+        raise UsageError(f"--since {text!r} is no time; write 7d, 12h, 30m, or 2026-11-30T08:00") from None
+
+
+def _show(found: FileDrift, as_json: bool) -> None:
     if as_json:
         print_json(found.to_json())
     else:

@@ -14,6 +14,9 @@ from al_pipeline.errors import UsageError
 if TYPE_CHECKING:
     from al_pipeline.operations.finish import Finished
 
+NOT_CERTIFIED = 6
+"""The exit code without a certificate: a person has to decide."""
+
 
 def certify(
     target: Annotated[float, typer.Option(help="The value that the metric has to reach: above 0, below 1.")],
@@ -38,7 +41,7 @@ certificate of the workspace is wrong is at most 1 - confidence. That costs labe
 of the report. It speaks of texts like those of the pool. Macro-F1 is bounded by way of each class, so it needs many \
 labels where classes are many or rare.
 
-    Exits with 0 if certified, 1 if not.
+    Exits with 0 if certified, with 6 if not.
     """
     from msgspec.structs import asdict
 
@@ -70,7 +73,7 @@ labels where classes are many or rare.
             where = f"{found.unasked:,} test items were never asked; --ask asks those that are lacking"
             echo(where if found.unasked else "all test items were asked; `al ingest FILE --test` adds others")
     if not certificate.certified:
-        raise typer.Exit(1)
+        raise typer.Exit(NOT_CERTIFIED)
 
 
 def finish(

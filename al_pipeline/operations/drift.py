@@ -5,9 +5,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from al_pipeline.data.pool import fetch, iter_keys, read_ids
+from al_pipeline.data.served import request_weights
 from al_pipeline.drift.assessment import LEAST_WINDOW, REFERENCE, WINDOW, Drift, Texts, compare
 from al_pipeline.drift.domain import term_vectors
 from al_pipeline.errors import AlError, NothingToDo
@@ -17,6 +19,7 @@ from al_pipeline.models.loading import vectors_for
 from al_pipeline.operations.predict import PublishedModel, TextRow, check_encoder, open_model
 from al_pipeline.operations.snapshots import snapshots
 from al_pipeline.records import Item, LabeledItem, content_hash, round_name
+from al_pipeline.traffic.store import TrafficStore
 from al_pipeline.workspace.workspace import Workspace
 
 _MOST_TEST = 2000
@@ -117,4 +120,23 @@ def _test_set(workspace: Workspace, published: PublishedModel) -> tuple[list[Ite
     except AlError:  # without them no accuracy is estimated, and the reason is shown
         known = {}
     test = fetch([workspace.layout.test], sorted(read_ids([workspace.layout.test]).ids())[:_MOST_TEST])
-    return list(test.values()), [known.get(name) for name in test]
+    served = request_weights(test.values())
+    items = [item for name, item in test.items() if name not in served]
+    return items, [known.get(item.item_id) for item in items]
+
+
+def kept_requests(workspace: Workspace, since: float = 0.0) -> Iterator[list[TextRow]]:
+    """The (id, text) pairs that `serve.log` has kept since a time (seconds since 1970), in batches.
+
+    Raises NothingToDo if there is none, BadInput for a damaged file.
+    """
+    rows = TrafficStore(workspace.layout.traffic).rows(int(since * 1e6))
+    some = list(islice(rows, _BATCH))
+    if not some:
+        raise NothingToDo(
+            "no requests are kept"
+            + (" from that time on" if since else "; `serve.log.share` in params.yaml keeps those of `al serve`")
+        )
+    while some:
+        yield [(f"{row.request_id}:{row.place}", row.text) for row in some]
+        some = list(islice(rows, _BATCH))
