@@ -359,6 +359,7 @@ Occasion = Literal[
     "annotator_silent",
     "gold_accuracy_fell",
     "budget_nearly_spent",
+    "drift_found",
 ]
 """What people can be told of."""
 
@@ -467,10 +468,21 @@ class Traffic(_Section, frozen=True, kw_only=True):
     random: Annotated[int, Meta(ge=0, le=100_000)]
     uncertain: Annotated[int, Meta(ge=0, le=100_000)]
     test: Annotated[int, Meta(ge=0, le=100_000)]
+    novel: Annotated[int, Meta(ge=0, le=1000)] = 0
 
 
 NO_TRAFFIC = Traffic(random=0, uncertain=0, test=0)
 """The section of a workspace whose `params.yaml` is older than it: no logged text enters the pool."""
+
+
+class DriftLooks(_Section, frozen=True, kw_only=True):
+    """How often ticks compare the newest kept requests with the pool. No round depends on it."""
+
+    every_hours: Annotated[float, Meta(ge=0, le=8760)]
+
+
+NO_DRIFT = DriftLooks(every_hours=0.0)
+"""The section of a workspace whose `params.yaml` is older than it: ticks compare nothing."""
 
 
 class Live(_Section, frozen=True, kw_only=True):
@@ -510,6 +522,7 @@ class Params(_Section, frozen=True, kw_only=True):
     stop: Stop = PROPOSE
     serve: Serve = SERVE
     traffic: Traffic = NO_TRAFFIC
+    drift: DriftLooks = NO_DRIFT
     live: Live = LIVE
     annotators: list[_Name]
     reviewers: list[_Name] = msgspec.field(default_factory=list)
@@ -639,7 +652,7 @@ def recorded(params: Params) -> dict[str, Any]:
     taken into the pool, and whether questions are asked live, is no part of a round.
     """
     row: dict[str, Any] = msgspec.to_builtins(params)
-    del row["notify"], row["budget"], row["stop"], row["serve"], row["traffic"], row["live"]
+    del row["notify"], row["budget"], row["stop"], row["serve"], row["traffic"], row["drift"], row["live"]
     if params.select.cost == "items":
         del row["select"]["cost"]
     for section, key in (

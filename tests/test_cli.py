@@ -355,6 +355,7 @@ def found_status() -> Status:
         label_studio_page=HOSTILE,
         prefect_url=None,
         traffic=None,
+        drift=None,
         running=Running(whole=ACCURACY, recent=ACCURACY),
         saved=Saved(12, 0.9, 26, False),
         proposal=None,

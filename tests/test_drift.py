@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +34,16 @@ from al_pipeline.drift.permutations import p_value, permute
 from al_pipeline.drift.vocabulary import vocabulary_test
 from al_pipeline.errors import AlError
 from al_pipeline.files import write_jsonl
+from al_pipeline.operations import drift_looks
+from al_pipeline.operations.drift_looks import look_at_requests, main, read_looks
+from al_pipeline.operations.ingestion.traffic import taken
+from al_pipeline.operations.init import init
+from al_pipeline.operations.status import status
+from al_pipeline.operations.tick import TickReport, tick
+from al_pipeline.serving.metrics import Metrics
 from al_pipeline.traffic.journal import Journal
 from al_pipeline.traffic.rows import LoggedRequest, to_line
+from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 OLD = ["meeting", "agenda", "minutes", "budget", "report", "call", "plan", "draft"]
 NEW = ["turbine", "blade", "rotor", "nacelle"]
@@ -302,3 +313,86 @@ def test_al_drift_compares_a_file_with_the_pool(
     assert (code, json.loads(out)["texts"]["rows"]) == (0, 60)
     assert run("--since", "30s", "--json")[0] == 2
     assert run(str(other), "--since", "1d", "--json")[0] == 2
+
+
+def keep(workspace: Workspace, texts: Sequence[str], time: float) -> None:
+    """Have the log of requests hold a request for each text, as a server writes it."""
+    workspace.layout.traffic.mkdir(mode=0o700, parents=True, exist_ok=True)
+    journal = Journal(workspace.layout.traffic)
+    for number, text in enumerate(texts):
+        name, answer = f"{time:.0f}-{number}", (("ham", "spam"), (text,), (0,), ((0.5, 0.5),))
+        journal.append(to_line(LoggedRequest(int(time * 1e6), name, 1, "ab", "torch", 1.0, *answer)))
+    journal.end()
+
+
+@pytest.mark.slow
+def test_a_tick_looks_at_the_newest_requests_and_tells_what_it_found(once: Played, tmp_path: Path) -> None:
+    workspace, oracle, _ = go_on(once, tmp_path)
+    layout = workspace.layout
+    begin, day = float(int(time.time())), 86_400.0
+    known = [item.text for batch in iter_items([layout.pool]) for item in batch]
+    layout.params.write_text(layout.params.read_text("utf-8").replace("  novel: 0", "  novel: 3"), "utf-8")
+    named: list[str] = []
+
+    def run(name: str, action: Callable[[], Any]) -> Any:
+        named.append(name)
+        return action()
+
+    def at(when: float) -> TickReport:
+        made = open_workspace(layout.root)
+        return tick(made, lambda: oracle, now=lambda: datetime.fromtimestamp(when, UTC), run=run)
+
+    assert "drift" not in at(begin).steps and status(workspace, ask=False).drift is None, "nothing was kept"
+    keep(workspace, [f"turbine {n} rotor blade nacelle" for n in range(60)], begin - 3600)
+    assert at(begin).warnings == () and named.count("drift") == 1
+    found = read_looks(layout)
+    assert found is not None and found.look is not None and found.problem == ""
+    assert found.look.alarm and found.look.alarm_since == begin and "turbine" in found.look.words
+    assert layout.drift.stat().st_mode & 0o777 == 0o600 and b"rotor blade" not in layout.drift.read_bytes(), "no text"
+    assert "differ from the pool" in status(workspace, ask=False).to_json()["drift"]["sentence"]
+    metrics = Metrics(lambda: 0, None, partial(read_looks, layout)).text().decode()
+    assert "al_drift_alarm 1.0" in metrics and 'al_drift_p_value{test="vocabulary"}' in metrics
+
+    at(begin + 60)
+    assert named.count("drift") == 1, "not before a day has passed"
+    assert taken(layout)["novel"] == 3, "those least like the pool are asked about"
+    fresh = [item for batch in iter_items([layout.inbox_pool]) for item in batch]
+    assert {json.loads(item.metadata)["traffic"]["policy"] for item in fresh} == {"novel"} and len(fresh) == 3
+    at(begin + 120)
+    assert taken(layout)["novel"] == 3, "once"
+
+    main(layout.root, begin + day)
+    again = read_looks(layout)
+    assert again is not None and again.look == found.look and "no requests are kept" in again.problem
+    keep(workspace, [f"turbine {n} rotor blade nacelle" for n in range(60, 120)], begin + 1.5 * day)
+    main(layout.root, begin + 2 * day)
+    again = read_looks(layout)
+    assert again is not None and again.look is not None and again.look.alarm_since == begin, "one row of alarms"
+    assert again.look.rows == 60, "those since the last look"
+    keep(workspace, known, begin + 2.5 * day)
+    main(layout.root, begin + 3 * day)
+    again = read_looks(layout)
+    assert again is not None and again.look is not None and again.look.alarm_since is None
+    assert "do not differ from the pool" in again.sentence()
+
+    layout.drift.write_text("{", "utf-8")
+    warnings = at(begin + 4 * day).warnings
+    assert warnings and all("drift.json is damaged; delete it" in warning for warning in warnings)
+    assert "damaged; delete it" in status(workspace, ask=False).to_json()["drift"]["problem"]
+    assert "al_serve_queue_texts" in Metrics(lambda: 0, None, partial(read_looks, layout)).text().decode()
+
+
+def test_a_comparison_that_does_not_end_is_told_once_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = init(tmp_path / "w", ["a", "b"])
+    keep(workspace, ["x"], 1.0)
+    monkeypatch.setattr(drift_looks, "_look", lambda layout, now: None)
+
+    def look(when: float) -> list[str]:
+        return look_at_requests(workspace, when, lambda _, action: action())
+
+    (warning,) = look(1_000_000.0)
+    assert "did not end" in warning
+    assert look(1_000_060.0) == []
+    assert look(999_000.0) != [], "a clock that was put back"
+    found = read_looks(workspace.layout)
+    assert found is not None and "no look at 1970-01-12" in found.sentence()

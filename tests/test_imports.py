@@ -68,7 +68,8 @@ MAY_IMPORT = {
     # callers
     "flows": ("evaluation", "integrations", "operations", "rounds", "servers", "workspace"),
     "serving": (
-        "data", "evaluation", "features", "integrations", "models", "operations", "plugins", "traffic", "workspace",
+        "data", "drift", "evaluation", "features", "integrations", "models", "operations", "plugins", "traffic",
+        "workspace",
     ),
     "frames": ("data", "evaluation", "integrations", "operations", "workspace"),
     "cli": (

@@ -39,6 +39,7 @@ def leaves(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[s
 KEYS = leaves(yaml.safe_load(TEMPLATE))
 LATER: dict[tuple[str, ...], Any] = {
     ("gate", "traffic"): False,
+    ("traffic", "novel"): 0,
     ("round", "test_tasks"): 40,
     ("ingest", "encoding"): "",
     ("features", "device"): "cpu",

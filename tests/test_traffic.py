@@ -506,7 +506,7 @@ def test_each_tick_takes_new_texts_into_the_pool_up_to_its_cap(
     assert not TrafficStore(layout.traffic).journals(), "those of ended servers become segments"
     assert take_traffic(taking, now + 1) == (0, []), "each text is considered once"
     assert take_traffic(taking, now + 60)[0] == 1 and "x" in new_items(taking)
-    assert taken(layout) == {"random": 3, "uncertain": 1, "test": 0}
+    assert taken(layout) == {"random": 3, "uncertain": 1, "test": 0, "novel": 0}
     assert show(taking)["texts"] == len(texts) + 2
 
 

@@ -147,6 +147,9 @@ def _print_model(found: Status) -> None:
         echo(f"[yellow]it has other classes than the newest round:[/] {escape(', '.join(found.promoted_classes))}")
     if found.traffic:
         echo(f"on requests: {escape(found.traffic.sentence())}")
+    if found.drift:
+        alarm = found.drift.look is not None and found.drift.look.alarm
+        echo(f"{'[red]drift:[/]' if alarm else 'drift:'} {escape(found.drift.sentence())}")
     if found.running and found.running.whole.answered:
         echo(f"running accuracy: {_running_accuracy(found.running)}")
     if found.saved:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,6 +40,7 @@ Clients send a token, which is in a file that only you can read, or in AL_SERVE_
 interface, `/metrics` is for Prometheus. Requests are logged on standard error as JSON, without texts. Ctrl+C or \
 SIGTERM ends it, after the requests that it has accepted.
     """
+    from al_pipeline.operations.drift_looks import read_looks
     from al_pipeline.serving.log import RequestLog
     from al_pipeline.serving.server import LOOPBACK, Server, listen, model_name, token_of, url_of
     from al_pipeline.serving.versions import Versions
@@ -54,7 +56,8 @@ SIGTERM ends it, after the requests that it has accepted.
         recorder = _recorder(workspace, log)
         versions.start()
         kept = None if recorder is None else recorder.counts
-        server = Server(versions, settings, model_name(workspace), token, bound, log, recorder, kept)
+        looks = partial(read_looks, workspace.layout)
+        server = Server(versions, settings, model_name(workspace), token, bound, log, recorder, kept, looks)
         current, url = versions.current, url_of(bound)
         if host not in LOOPBACK:
             warn("other machines can connect, and the traffic is not encrypted; put a proxy with TLS before it")

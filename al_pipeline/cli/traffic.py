@@ -37,8 +37,8 @@ here. `traffic` in params.yaml says what each tick takes into the pool.
     echo(f"{found['texts']:,} texts, {found['from']} to {found['to']}, {size} in {escape(found['folder'])}")
     chosen = found["chosen"]
     echo(
-        f"Chosen so far: {chosen['random']:,} at random and {chosen['uncertain']:,} uncertain for the pool, "
-        f"{chosen['test']:,} for the test set"
+        f"Chosen so far: {chosen['random']:,} at random, {chosen['uncertain']:,} uncertain and "
+        f"{chosen['novel']:,} novel for the pool, {chosen['test']:,} for the test set"
     )
     if found["damaged_lines"]:
         warn(f"{found['damaged_lines']:,} lines are damaged")

@@ -194,6 +194,17 @@ def budget_nearly_spent(what: str, spent: str, limit: str, share: float) -> Mess
     )
 
 
+def drift_found(since: str, told: str) -> Message:
+    """Kept requests differ from the pool. `since`: the first of an unbroken row of alarms; `told`: the tests."""
+    return _message(
+        f"drift_found:{since}",
+        "drift_found",
+        "Requests differ from the pool",
+        f"By {told}. The model may be wrong on them: `al drift` shows what is new, and `traffic` in params.yaml takes "
+        "requests into the pool.",
+    )
+
+
 def wanted(messages: Iterable[Message], events: Collection[str]) -> Iterator[Message]:
     """Those messages of which people want to be told."""
     return (message for message in messages if message.event in events)

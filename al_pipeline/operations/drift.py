@@ -125,12 +125,12 @@ def _test_set(workspace: Workspace, published: PublishedModel) -> tuple[list[Ite
     return items, [known.get(item.item_id) for item in items]
 
 
-def kept_requests(workspace: Workspace, since: float = 0.0) -> Iterator[list[TextRow]]:
-    """The (id, text) pairs that `serve.log` has kept since a time (seconds since 1970), in batches.
+def kept_requests(workspace: Workspace, since: float = 0.0, until: float | None = None) -> Iterator[list[TextRow]]:
+    """The (id, text) pairs that `serve.log` has kept between two times (seconds since 1970), in batches.
 
     Raises NothingToDo if there is none, BadInput for a damaged file.
     """
-    rows = TrafficStore(workspace.layout.traffic).rows(int(since * 1e6))
+    rows = TrafficStore(workspace.layout.traffic).rows(int(since * 1e6), None if until is None else int(until * 1e6))
     some = list(islice(rows, _BATCH))
     if not some:
         raise NothingToDo(

@@ -24,6 +24,7 @@ from al_pipeline.notifications.messages import (
     Answer,
     Message,
     budget_nearly_spent,
+    drift_found,
     gold_accuracy_fell,
     held,
     needs_person,
@@ -92,7 +93,8 @@ def tell_outcome(context: Context, facts: Facts, run: Run) -> None:
         if fine != box:
             _write(context.layout, fine)
         found = list(_found(context, facts, fine))
-        fine = boxes.only_present(fine, "gold_accuracy_fell:", {message.key for message in found})
+        for kind in ("gold_accuracy_fell:", "drift_found:"):
+            fine = boxes.only_present(fine, kind, {message.key for message in found})
         return _tell(context.workspace, fine, found, run)
 
     context.outcome.warnings += _quietly(tell)
@@ -137,7 +139,18 @@ def _gold(context: Context, facts: Facts) -> Iterator[Message]:
             yield gold_accuracy_fell(one.annotator, one.right, one.answers, one.high, params.quality.min_gold)
 
 
-SOURCES: tuple[Callable[[Context, Facts], Iterable[Message]], ...] = (_budget, _gold)
+def _drift(context: Context, facts: Facts) -> Iterator[Message]:
+    if not context.layout.drift.exists():
+        return
+    from al_pipeline.operations.drift_looks import read_looks  # few workspaces keep requests
+
+    found = read_looks(context.layout)
+    look = None if found is None else found.look
+    if look is not None and look.alarm_since is not None:
+        yield drift_found(f"{look.alarm_since:.0f}", ", ".join(look.found))
+
+
+SOURCES: tuple[Callable[[Context, Facts], Iterable[Message]], ...] = (_budget, _gold, _drift)
 """What else there is to tell at the end of a tick that went well."""
 
 

@@ -102,13 +102,14 @@ def _with_answers(
     known = active(ledger[: events_known(record, ledger)])
     waiting, latest = 0, history.rounds[-1].round
     budget: tuple[str, ...] = ()
-    proposal = ""
+    proposal = drift = ""
     next_step = f"This is history; the latest round is {latest}."
     if record.round == latest:
         now = status(workspace, ask=False)
         waiting, next_step = now.tasks - now.settled, now.next
         budget = tuple(one.sentence for one in now.budget)
         proposal = now.proposal.sentence() if now.proposal else ""
+        drift = now.drift.sentence() if now.drift else ""
     return replace(
         report,
         asked=_with_models(asked_items(workspace, record, plan, known), read_live(git, record.round, revision)),
@@ -117,6 +118,7 @@ def _with_answers(
         next_step=next_step,
         budget=budget,
         proposal=proposal,
+        drift=drift,
     )
 
 

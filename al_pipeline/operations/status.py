@@ -13,7 +13,7 @@ from msgspec.structs import asdict, replace
 from al_pipeline.annotation.active_events import active
 from al_pipeline.data.ledger import read_events, read_refused, still_refused
 from al_pipeline.data.pool import count_items
-from al_pipeline.errors import ServerFailed
+from al_pipeline.errors import BadInput, ServerFailed
 from al_pipeline.evaluation.figures import FIGURES, Metrics, OnTraffic, Running
 from al_pipeline.evaluation.online import Saved
 from al_pipeline.files import read_object
@@ -37,6 +37,7 @@ from al_pipeline.workspace.lock import holder
 from al_pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
+    from al_pipeline.drift.look import Looks
     from al_pipeline.integrations.label_studio.probe import ServerStatus
     from al_pipeline.operations.gold_figures import GoldStatus
     from al_pipeline.operations.ingestion.source_states import SourceNews
@@ -100,6 +101,8 @@ class Status(Struct, frozen=True, kw_only=True):
     """The version of the test labels that `metrics` are of."""
     traffic: OnTraffic | None
     """The newest model on test items from requests."""
+    drift: Looks | None
+    """What the newest look at kept requests found; None before the first."""
     running: Running | None
     saved: Saved | None
     cost: Cost | None
@@ -134,6 +137,7 @@ class Status(Struct, frozen=True, kw_only=True):
             "sources": [{**asdict(one), "since": one.since.isoformat()} for one in self.sources],
             "metrics": {name: metrics.figure(name).value for name in FIGURES} if metrics else {},
             "traffic": self.traffic and {**self.traffic.to_row(), "sentence": self.traffic.sentence()},
+            "drift": self.drift and _drift_row(self.drift),
             "running": self.running and self.running.to_row(),
             "cost": self.cost and self.cost.to_row(),
             "budget": [asdict(one) for one in self.budget],
@@ -185,6 +189,7 @@ def status(workspace: Workspace, *, ask: bool = True) -> Status:
         metrics=history.rounds[-1].metrics if history.rounds else None,
         test_version=test_version(history.rounds[-1]) if history.rounds else "",
         traffic=latest.traffic if latest else None,
+        drift=_drift(layout),
         running=latest.running if latest else None,
         saved=labels_saved_by(history, None),
         cost=latest.cost if latest else None,
@@ -240,6 +245,25 @@ def _live(layout: Layout) -> str | None:
     from al_pipeline.live.state import sentence_of
 
     return sentence_of(layout, time.time())
+
+
+def _drift(layout: Layout) -> Looks | None:
+    """See `Status.drift`."""
+    if not layout.drift.exists():
+        return None
+    from al_pipeline.drift.look import Looks  # few workspaces keep requests
+    from al_pipeline.operations.drift_looks import read_looks
+
+    try:
+        return read_looks(layout)
+    except BadInput as error:  # the status is useful without it
+        return Looks(tried_at=layout.drift.stat().st_mtime, problem=str(error))
+
+
+def _drift_row(found: Looks) -> dict[str, Any]:
+    look = found.look
+    row = {"tried_at": found.tried_at, "problem": found.problem, "sentence": found.sentence()}
+    return row | {"look": look and {**asdict(look), "alarm": look.alarm, "accuracy": look.accuracy.to_row()}}
 
 
 def _other_classes(history: History) -> tuple[str, ...]:

@@ -156,6 +156,10 @@ def tick(
         _check(context)
         override_build(context)
         facts, wait = _take_steps(context, run, options.close_now)
+        if layout.traffic.exists():  # few workspaces are served and keep requests
+            from al_pipeline.operations.drift_looks import look_at_requests
+
+            context.outcome.warnings += look_at_requests(workspace, now().timestamp(), run)
         tell_outcome(context, facts, run)
         return _report(context, facts, wait, options)
 
@@ -172,6 +176,7 @@ def _prepare(workspace: Workspace, git: Git, dvc: Dvc) -> bool:
     dvc.keep_state_private()
     workspace.make_home()
     child.end_remembered(layout.encoding)
+    child.end_remembered(layout.looking)
     of_servers = (*workspace.home.glob("*/server.log"), *fork_servers(workspace.id).glob("*/server.log"))
     for log in (*layout.logs.glob("*.log"), *of_servers):
         bound_log(log)

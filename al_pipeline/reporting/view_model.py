@@ -170,6 +170,8 @@ class ReportData(Struct, frozen=True, kw_only=True):
     outlook: Outlook | None = None
     proposal: str = ""
     """Whether to stop asking, in words; empty without evidence."""
+    drift: str = ""
+    """Whether kept requests differ from the pool, in words; empty before the first look, and in older reports."""
     quality: Quality | None = None
     reviewed: tuple[str, ...] = ()
     """What reviewers found, in sentences; empty before the first review."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from al_pipeline.drift.look import Looks
 from al_pipeline.errors import AlError, NothingToDo
 from al_pipeline.features.encoder import usable_cpus
 from al_pipeline.logs import get_logger
@@ -75,13 +76,14 @@ def make_app(
     log: RequestLog,
     recorder: Recorder | None = None,
     kept: Callable[[], Mapping[str, int]] | None = None,
+    looks: Callable[[], Looks | None] | None = None,
 ) -> FastAPI:
     """The application that serves `versions` as the model `name` to whoever has the `token`.
 
     Its lifespan starts and ends the threads that compute; `versions` are the caller's to start and close. `recorder`
-    gets every answer; `kept` says, for the metrics, what became of their texts.
+    gets every answer; `kept` says, for the metrics, what became of their texts, `looks` how they differ from the pool.
     """
-    metrics = prometheus.Metrics(lambda: batcher.waiting, kept)
+    metrics = prometheus.Metrics(lambda: batcher.waiting, kept, looks)
     batcher = Batcher(
         settings.batch_texts,
         settings.window_ms / 1000,

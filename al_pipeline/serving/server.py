@@ -17,6 +17,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from al_pipeline.drift.look import Looks
 from al_pipeline.errors import ServerFailed, UsageError
 from al_pipeline.files import write_text
 from al_pipeline.params import Serve
@@ -102,10 +103,11 @@ class Server:
         log: RequestLog,
         recorder: Recorder | None = None,
         kept: Callable[[], Mapping[str, int]] | None = None,
+        looks: Callable[[], Looks | None] | None = None,
     ) -> None:
-        """`recorder` gets every answer before it goes out, `kept` says what became of them; see `make_app`."""
+        """`recorder` gets every answer before it goes out; `kept` and `looks` are for the metrics, see `make_app`."""
         self._bound = bound
-        app = make_app(versions, settings, name, token, log, recorder, kept)
+        app = make_app(versions, settings, name, token, log, recorder, kept, looks)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,

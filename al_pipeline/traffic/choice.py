@@ -13,7 +13,7 @@ from typing import Literal
 
 from al_pipeline.traffic.rows import LoggedText
 
-Policy = Literal["test", "random", "uncertain"]
+Policy = Literal["test", "random", "uncertain", "novel"]
 
 
 @dataclass(slots=True)

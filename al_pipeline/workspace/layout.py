@@ -315,6 +315,16 @@ class Layout(Struct, frozen=True):
         return self.private / "traffic"
 
     @property
+    def drift(self) -> Path:
+        """What the newest look at kept requests found; see `drift.look`."""
+        return self.private / "drift.json"
+
+    @property
+    def looking(self) -> Path:
+        """The process that looks at them now."""
+        return self.private / "looking.json"
+
+    @property
     def logs(self) -> Path:
         return self.private / "logs"
 

@@ -7,10 +7,10 @@ the log, which the next tick takes in if this one is killed: known content is no
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from al_pipeline.data.catalog import Catalog, text_from
 from al_pipeline.data.inputs import Source
@@ -18,8 +18,9 @@ from al_pipeline.data.pool import count_items
 from al_pipeline.data.served import SOURCE
 from al_pipeline.errors import AlError
 from al_pipeline.files import read_object, write_json, write_jsonl
+from al_pipeline.operations.drift_looks import read_looks
 from al_pipeline.records import content_hash, round_name
-from al_pipeline.traffic.choice import Chosen, choose
+from al_pipeline.traffic.choice import Chosen, Policy, choose
 from al_pipeline.traffic.rows import LoggedText
 from al_pipeline.traffic.store import TrafficStore
 from al_pipeline.workspace.layout import Layout
@@ -43,6 +44,7 @@ def take_traffic(workspace: Workspace, now: float) -> tuple[int, list[str]]:
         store.convert()
         store.retain(settings.days, int(settings.max_mb * 1e6), now)
         _choose(workspace, store, int(now * 1e6) - _SETTLED)
+        _choose_novel(workspace, store)
         return sum(_take(workspace, path) for path in sorted(layout.traffic.glob(TAKING))), []
     except (AlError, OSError) as error:
         return 0, [f"logged requests were not taken into the pool: {error}"]
@@ -51,7 +53,7 @@ def take_traffic(workspace: Workspace, now: float) -> tuple[int, list[str]]:
 def taken(layout: Layout) -> dict[str, int]:
     """How many texts were chosen so far, by policy."""
     found = read_object(_state(layout))
-    return {policy: int(found.get(policy, 0)) for policy in ("random", "uncertain", "test")}
+    return {policy: int(found.get(policy, 0)) for policy in get_args(Policy)}
 
 
 def _state(layout: Layout) -> Path:
@@ -74,8 +76,32 @@ def _choose(workspace: Workspace, store: TrafficStore, until: int) -> None:
         rows_of_part = [_row(one) for one in chosen if (one.policy == "test") == (part == "test")]
         if rows_of_part:
             write_jsonl(layout.traffic / f"taking-{until:016d}-{part}.jsonl", rows_of_part)
+    _remember(layout, chosen, until=until)
+
+
+def _choose_novel(workspace: Workspace, store: TrafficStore) -> None:
+    """Choose the texts least like the pool by the newest look, once, if it gave an alarm; write them to such a file."""
+    layout, most = workspace.layout, workspace.params.traffic.novel
+    if not most or not layout.drift.exists():
+        return
+    found = read_looks(layout)
+    look, state = None if found is None else found.look, read_object(_state(layout))
+    if look is None or state.get("novel_of") == look.until:
+        return
+    names = frozenset(look.newest[:most])
+    rows = store.rows(int(look.since * 1e6), int(look.until * 1e6)) if names else ()
+    asked = (row for row in rows if f"{row.request_id}:{row.place}" in names)
+    new = {digest: Chosen(row, "novel", 1) for digest, row in _new(asked, workspace)}
+    if new:  # named by the last choice, of whose window it says nothing
+        until = int(state.get("until", 0))
+        write_jsonl(layout.traffic / f"taking-{until:016d}-novel.jsonl", map(_row, new.values()))
+    _remember(layout, new.values(), novel_of=look.until)
+
+
+def _remember(layout: Layout, chosen: Collection[Chosen], **more: float) -> None:
+    """Count what was chosen, and note up to when."""
     counts = {policy: count + sum(one.policy == policy for one in chosen) for policy, count in taken(layout).items()}
-    write_json(_state(layout), {"until": until, **counts}, 0o600)
+    write_json(_state(layout), {**read_object(_state(layout)), **more, **counts}, 0o600)
 
 
 def _until(path: Path) -> int:
