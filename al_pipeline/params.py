@@ -433,6 +433,8 @@ class Stop(_Section, frozen=True, kw_only=True):
     patience: Annotated[int, Meta(ge=1, le=100)]
     agreement: Annotated[float, Meta(gt=0, le=1)]
     target: Annotated[float, Meta(ge=0, lt=1)]
+    predictions: Annotated[int, Meta(ge=0, le=10**12)] = 0
+    error_price: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     action: Literal["propose", "pause"]
 
 

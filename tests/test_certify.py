@@ -27,7 +27,7 @@ from al_pipeline.operations.planning import next_test_items
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import tick
 from al_pipeline.stopping.certificate import certify, log_capital, lower_bound
-from al_pipeline.stopping.proposal import propose
+from al_pipeline.stopping.proposal import Gain, propose
 from al_pipeline.stopping.stability import cohens_kappa
 from al_pipeline.workspace.workspace import open_workspace
 
@@ -231,6 +231,34 @@ def test_kappa_is_that_of_scikit_learn() -> None:
 def test_what_is_proposed(agreements: list[float | None], low: float | None, target: float, stop: bool | None) -> None:
     found = propose(agreements, 3, 0.99, low, target)
     assert (None if found is None else found.stop) is stop
+
+
+@given(
+    st.floats(-0.1, 0.1), st.floats(0, 0.1), st.floats(0, 0.1), st.integers(0, 10**6), st.floats(0, 10),
+    st.integers(1, 1000),
+)  # fmt: skip
+def test_a_batch_is_left_only_if_it_is_not_worth_its_labels_at_best(
+    change: float, below: float, above: float, predictions: int, price: float, labels: int
+) -> None:
+    gain = Gain(labels, change, change - below, change + above, 0.95, predictions, price)
+    best, worst = ((change + end) * predictions * price for end in (above, -below))
+    assert (gain.pays is False) == (best < labels)
+    assert (gain.pays is True) == (worst >= labels)
+    found = propose([], 3, 0.99, None, 0, gain)
+    assert found is not None and found.stop == (best < labels)
+
+
+def test_a_price_of_errors_weighs_what_the_next_batch_brings(twice: Played, tmp_path: Path) -> None:
+    workspace, oracle, truth = go_on(twice, tmp_path)
+    root = workspace.layout.root
+    play(workspace, oracle, truth, 1)
+    said = status(open_workspace(root), ask=False).proposal
+    assert said is None or "more labels" not in said.sentence(), "errors have no price by default"
+    change_params(workspace, {"error_price: 0  ": "error_price: 0.1  ", "predictions: 0  ": "predictions: 1  "})
+    found = status(open_workspace(root), ask=False).proposal
+    assert found is not None and found.stop, "one prediction is not worth a label"
+    assert "more labels are expected to change the accuracy by" in found.sentence()
+    assert found.sentence().endswith("in 1 predictions, at 0.1 labels each: not worth it, even at best")
 
 
 def test_a_pause_asks_nothing_new_until_it_is_taken_back(twice: Played, tmp_path: Path) -> None:

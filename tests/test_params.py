@@ -40,6 +40,8 @@ KEYS = leaves(yaml.safe_load(TEMPLATE))
 LATER: dict[tuple[str, ...], Any] = {
     ("gate", "traffic"): False,
     ("traffic", "novel"): 0,
+    ("stop", "predictions"): 0,
+    ("stop", "error_price"): 0,
     ("round", "test_tasks"): 40,
     ("ingest", "encoding"): "",
     ("features", "device"): "cpu",

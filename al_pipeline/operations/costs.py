@@ -130,16 +130,21 @@ def outlook(history: History, record: RoundRecord, params: Params) -> Outlook | 
     Rounds that were rolled back, had more labels or other classes are no part of the curve. Without scores on the test
     set it follows the running accuracy. None with too few of both.
     """
+    classes = record.params.schema_.labels
+    abandoned = history.abandoned
+    before = [one for one in history.rounds if one.round not in abandoned and one.params.schema_.labels == classes]
+    return outlook_of([*before, record], ("macro-F1", "running accuracy"), params)
+
+
+def outlook_of(rounds: Sequence[RoundRecord], metrics: Sequence[str], params: Params) -> Outlook | None:
+    """The forecast of the round after the newest of `rounds` (oldest first), by the first metric that has one."""
     from statistics import NormalDist
 
     from al_pipeline.costs.forecast import forecast
 
-    confidence, most = params.evaluate.confidence, record.counts.labelled
-    classes = record.params.schema_.labels
-    abandoned = history.abandoned
-    before = [one for one in history.rounds if one.round not in abandoned and one.params.schema_.labels == classes]
-    for metric in ("macro-F1", "running accuracy"):
-        points = [point for one in [*before, record] if (point := _point(one, metric)) is not None]
+    confidence, most = params.evaluate.confidence, rounds[-1].counts.labelled
+    for metric in metrics:
+        points = [point for one in rounds if (point := _point(one, metric)) is not None]
         points = [point for point in points if point[0] <= most]
         labels, scores, widths = zip(*points, strict=True) if points else ((), (), ())
         ends = 2 * NormalDist().inv_cdf((1 + confidence) / 2)
@@ -161,8 +166,8 @@ def outlook(history: History, record: RoundRecord, params: Params) -> Outlook | 
 
 def _point(record: RoundRecord, metric: str) -> tuple[int, float, float] | None:
     """Labels, score, and width of its interval (0: it has none)."""
-    if metric == "macro-F1":
-        estimate = record.metrics.macro_f1
+    if metric in ("macro-F1", "accuracy"):
+        estimate = record.metrics.macro_f1 if metric == "macro-F1" else record.metrics.accuracy
         value, low, high = estimate.value, estimate.low, estimate.high
     elif record.running is not None:
         recent = record.running.recent

@@ -104,7 +104,7 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
         new_labels=new_labels,
         asked_again=len(more),
         budget=budget_reached(layout, params.budget),
-        stopped=stopped(history, params.stop),
+        stopped=stopped(history, params),
         room=room_in_budget(layout, params.budget),
         age_days=max(0.0, (now - opened).total_seconds() / 86_400),
     )

@@ -468,7 +468,7 @@ class Live:
             settled=found.settled,
             new_labels=found.new_labels,
             budget=budget_reached(layout, params.budget),
-            stopped=stopped(found.history, params.stop),
+            stopped=stopped(found.history, params),
             age_days=max(0.0, self._clock() - found.opened) / 86_400,
         )
         return close_reason(facts, closing_rule(self.workspace))
@@ -487,7 +487,7 @@ class Live:
             took = sum(latest.seconds.values()) if latest is not None and latest.seconds else _BUILD_SECONDS
             count = max(count, 0) + buffer_size(self.answers_per_second(), max(took, _BUILD_SECONDS))
         room = room_in_budget(self.workspace.layout, params.budget)
-        if stopped(found.history, params.stop):
+        if stopped(found.history, params):
             room = 0
         if room is not None:
             count = min(count, max(0, room - len(found.open_keys)))
