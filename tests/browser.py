@@ -81,6 +81,10 @@ class Browser:
         """Run JavaScript in the page and return its result."""
         return self._do("POST", "execute/sync", {"script": code, "args": list(arguments)})
 
+    def resize(self, width: int, height: int = 1000) -> None:
+        """Make the window as wide and high as this."""
+        self._do("POST", "window/rect", {"width": width, "height": height})
+
     def find(self, xpath: str, timeout: float = 60.0) -> str:
         """The first visible element at `xpath`; waits for it."""
         deadline = time.monotonic() + timeout

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from browser import Browser
 from harness import SMALL, answer_all, change_params
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -542,6 +543,30 @@ def test_the_page_shows_people_classes_and_who_stands_out():
         assert words in page.text, words
     shares = [value for value in page.values("style") if "--share" in value and value != "--share:0.000"]
     assert len(shares) >= 10 * 4, "a cell for each person and class"
+
+
+@pytest.mark.browser
+def test_addresses_are_whole_and_tables_need_no_scrolling(chromium, tmp_path):
+    quality = hostile_quality("somebody.with.a.long.name@department-of-something.example.org")
+    ends = {"accuracy": Estimate(value=1.0, low=0.96, high=1.0), "macro_f1": Estimate(value=1.0, low=1.0, high=1.0)}
+    row = replace(metrics(0.93), **ends)
+    page = render(make_report(quality=quality, metrics=row))
+    wide = render(make_report(quality=quality, metrics=row, classes=("a", "b", "c")))
+    found = (
+        "return [...document.querySelectorAll('.scroll')].filter((one) => !one.querySelector('.matrix') &&"
+        " one.scrollWidth > one.clientWidth).map((one) => one.getAttribute('aria-labelledby')).concat("
+        "[...document.querySelectorAll('[aria-labelledby=h-people] th bdi')].filter((one) =>"
+        " one.scrollHeight > one.clientHeight + 1 && getComputedStyle(one).overflow != 'visible')"
+        ".map((one) => one.textContent))"
+    )
+    with Browser(tmp_path / "browser") as browser:
+        for name, text in (("two", page), ("three", wide)):
+            path = tmp_path / f"{name}.html"
+            path.write_text(text, encoding="utf-8")
+            for width in (1400, 1000):
+                browser.resize(width)
+                browser.goto(path.as_uri())
+                assert browser.script(found) == [], (name, width)
 
 
 def test_without_overlap_the_page_says_so():
