@@ -55,8 +55,8 @@ MAY_IMPORT = {
     # what is done with both
     "reporting": ("evaluation", "quality", "rounds"),
     "simulation": (
-        "active_learning", "annotation", "data", "evaluation", "features", "live", "models", "plugins", "reporting",
-        "stopping", "workspace",
+        "active_learning", "annotation", "costs", "data", "evaluation", "features", "live", "models", "plugins",
+        "reporting", "stopping", "workspace",
     ),
     "stages": (
         "active_learning", "annotation", "costs", "data", "evaluation", "features", "models", "plugins", "workspace",

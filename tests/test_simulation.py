@@ -38,10 +38,11 @@ from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.init import init
 from al_pipeline.operations.report import write_report
 from al_pipeline.operations.status import status
-from al_pipeline.params import Params, parse_params
+from al_pipeline.params import AnswerCost, Params, parse_params
 from al_pipeline.records import RANDOM_SLICE, PlannedTask, content_hash
 from al_pipeline.simulation.corpus import LabeledTexts, read_corpus
-from al_pipeline.simulation.page import render, summary
+from al_pipeline.simulation.hours import answer_seconds, same_seconds
+from al_pipeline.simulation.page import hours_table, render, summary
 from al_pipeline.simulation.replay import Curve
 from al_pipeline.simulation.runs import FULL, Work, group_runs, prepare, read_run, run_all, run_file, simulate_run
 from al_pipeline.simulation.simulate import Options, Simulation, corpus_vectors, simulate, with_features
@@ -528,6 +529,26 @@ def test_what_the_model_may_label_at_the_end_is_told(texts: LabeledTexts, tmp_pa
     assert "finish" not in run(texts, tmp_path, strategies=("margin",)).result
     with pytest.raises(UsageError, match="--finish takes an error rate"):
         run(texts, tmp_path, finish=1.0)
+
+
+def test_savings_are_told_in_hours_where_the_time_of_an_answer_is_known(texts: LabeledTexts, tmp_path: Path) -> None:
+    found = run(texts, tmp_path / "out", strategies=("margin",), budget=140, cost=same_seconds(36.0))
+    plain, hours = found.result["metrics"][found.result["metric"]], found.result["hours"]
+    assert hours["answer_seconds"] == pytest.approx(36.0)
+    reached = {share: labels for share, labels in plain["labels_needed"]["margin"].items() if labels is not None}
+    assert reached
+    for share, labels in reached.items():
+        assert hours["needed"]["margin"][share] == pytest.approx(labels / 100, rel=0.05), "100 answers an hour"
+    assert "hours of answering" in summary(found.result)[0]
+    name, header, rows = hours_table(found.result) or ("", (), [])
+    assert "36.0 s" in name and [row[0] for row in rows] == ["random", "margin"] and len(header) == len(rows[0])
+    page = (found.folder / "report.html").read_text(encoding="utf-8")
+    assert "Hours of answering" in page
+    again = run(texts, tmp_path / "out", strategies=("margin",), budget=140)
+    assert again.done == 0 and "hours" not in again.result, "another time of an answer computes no run anew"
+    slow = AnswerCost(base=2.0, slope=1.0, length=3.0, shortest=0.0, longest=9.0, classes={"spam": 1.0})
+    each = answer_seconds(texts, slow)
+    assert each[texts.truth == texts.classes.index("spam")].mean() > each.mean() and len(each) == len(texts.items)
 
 
 def test_three_classes_are_told_by_macro_f1_alone(texts: LabeledTexts, tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from al_pipeline.cli.output import echo, escape, print_json, print_table, progre
 from al_pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from al_pipeline.params import Params
+    from al_pipeline.params import AnswerCost, Params
     from al_pipeline.simulation.annotators import NoiseKind
     from al_pipeline.simulation.corpus import LabeledTexts
     from al_pipeline.simulation.simulate import Options, Simulation
     from al_pipeline.workspace.layout import Layout
 
+_LONGEST_ANSWER = 86_400
 
 # The corpus and its samples.
 Corpus = Annotated[
@@ -97,6 +98,13 @@ Finish = Annotated[
         help="Also tell what `al finish --bound` would label at the end of each run, and how much of it is wrong."
     ),
 ]
+Seconds = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds of an answer, to tell savings in hours too. Default: predicted from the workspace's answers, if "
+        "30 of them or more have a time."
+    ),
+]
 
 # The run.
 Workers = Annotated[
@@ -121,6 +129,7 @@ def simulate(
     live: Live = False,
     people: People = None,
     finish: Finish = None,
+    seconds: Seconds = None,
     batch_size: BatchSize = None,
     seed_size: SeedSize = None,
     cold_start: ColdStart = None,
@@ -164,7 +173,7 @@ open. The table shows what that saves against batches, also where it is nothing.
         test_size=test_size, workers=workers or _core_count(), annotators=annotators, noise=noise,
         noise_kind=cast("NoiseKind", noise_kind), overlap=overlap,
         relabel=None if relabel is None else _parse_relabel(relabel), finish=finish,
-        live=_people(live, people, params),
+        live=_people(live, people, params), cost=_cost(seconds, layout),
         root=Path() if layout is None else layout.root,
     )  # fmt: skip
     out = out or (Path("simulations") if layout is None else layout.reports / "simulations")
@@ -227,16 +236,32 @@ def _people(live: bool, people: int | None, params: Params) -> int | None:
     return (people or params.live.people) if live else None
 
 
+def _cost(seconds: float | None, layout: Layout | None) -> AnswerCost | None:
+    """What an answer takes; None if nothing is known of it. Raises UsageError."""
+    from al_pipeline.simulation.hours import same_seconds
+
+    if seconds is not None:
+        if not 0 < seconds <= _LONGEST_ANSWER:
+            raise UsageError(f"--seconds takes the seconds of an answer, up to {_LONGEST_ANSWER:,}, got {seconds:g}")
+        return same_seconds(seconds)
+    if layout is None:
+        return None
+    from al_pipeline.operations.costs import answer_cost
+
+    return answer_cost(layout)
+
+
 def _core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _show(done: Simulation, as_json: bool) -> None:
-    from al_pipeline.simulation.page import live_table, names_tables, summary, table, team_table
+    from al_pipeline.simulation.page import hours_table, live_table, names_tables, summary, table, team_table
 
     if as_json:
         return print_json({**done.result, "folder": str(done.folder), "report": str(done.folder / "report.html")})
-    others = [one for one in (team_table(done.result), live_table(done.result)) if one is not None]
+    told = (hours_table(done.result), team_table(done.result), live_table(done.result))
+    others = [one for one in told if one is not None]
     for name, header, rows in [*table(done.result), *names_tables(done.result), *others]:
         echo(f"[bold]{escape(name)}[/]")
         print_table(header, rows)

@@ -56,6 +56,7 @@ def render(result: Result) -> str:
         team=_team_rows(result),
         team_words=team_sentence(result),
         live=live_table(result),
+        hours=hours_table(result),
     )
 
 
@@ -78,8 +79,43 @@ def summary(result: Result) -> list[str]:
             text += f", random with {row['labels_needed'][RANDOM][share]:.0f}: {_times(row, arm, share)}"
         else:
             text += f"; random does not reach it: at least {row['savings_at_least'][arm][share]:.1f} times as many"
-        said.append(text + ".")
+        said.append(text + "." + _hours_sentence(result, arm, share))
     return said + _team_summary(result) + _live_summary(result) + _finish_summary(result)
+
+
+def _hours_sentence(result: Result, arm: str, share: str) -> str:
+    """The hours that a strategy saves for a share of the score, after the sentence on its labels; empty: not known."""
+    if (hours := result.get("hours")) is None or (needed := hours["needed"][arm][share]) is None:
+        return ""
+    fewer, low, high = hours["fewer"][arm][share]
+    if fewer is None:
+        return f" That takes {_hours(needed)} hours of answering."
+    span = "" if low is None and high is None else f" ({_hours(low)} to {_hours(high)})"
+    return f" That takes {_hours(needed)} hours of answering, {_hours(fewer)}{span} fewer than random."
+
+
+def hours_table(result: Result) -> tuple[str, tuple[str, ...], list[list[str]]] | None:
+    """The hours that answers take, for a terminal and the page: title, header, rows; None if they are not known."""
+    if (hours := result.get("hours")) is None:
+        return None
+    rows = []
+    for arm in result["strategies"]:
+        cells = []
+        for share in map(str, SHARES):
+            saved, low, high = [None] * 3 if arm == RANDOM else hours["savings"][arm][share]
+            ends = "" if low is None and high is None else f" ({_times_end(low)}–{_times_end(high)})"
+            cells.append(f"{_hours(hours['needed'][arm][share])}{'' if saved is None else f'  {saved:.1f} ×{ends}'}")
+        rows.append([arm, *cells])
+    title = f"Hours of answering, at {hours['answer_seconds']:.1f} s for an answer to a text of the corpus on average"
+    return title, ("strategy", *(f"hours for {share} %" for share in SHARES)), rows
+
+
+def _hours(value: float | None) -> str:
+    return "…" if value is None else f"{value:.2f}".replace("-", "−")
+
+
+def _times_end(value: float | None) -> str:
+    return "…" if value is None else f"{value:.1f}"
 
 
 def team_sentence(result: Result) -> str:

@@ -334,7 +334,14 @@ def _do(work: Work, prepared: Prepared, run: Run, folder: Path, on_progress: OnP
         row["choices"] = [point.choice._asdict() for point in curve.points]
         row |= {name: [_figures(point.metrics)[name] for point in curve.points] for name in METRICS}
         row["found"] = _found(prepared.corpus, curve)
+        row["asked"] = _asked(prepared.corpus, curve)
     write_json(run_file(folder, run), row | {"seconds": round(time.perf_counter() - began, 2)})
+
+
+def _asked(corpus: Corpus, curve: Curve) -> list[list[int]]:
+    """The places in the corpus of the items that each round asked."""
+    place = {item_id: number for number, item_id in enumerate(corpus.item_ids)}
+    return [[place[query.item_id] for query in point.queries] for point in curve.points]
 
 
 def _asked_again(curve: Curve) -> list[int]:

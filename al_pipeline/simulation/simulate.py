@@ -26,11 +26,12 @@ from al_pipeline.features.shards import digest_rows
 from al_pipeline.features.vectors import Vectors, guide_vectors
 from al_pipeline.files import remove_leftovers, sha256_bytes, sha256_file, write_bytes, write_json, write_text
 from al_pipeline.models.estimators import HEAD
-from al_pipeline.params import FINETUNED, Features, Params, plugins_of
+from al_pipeline.params import FINETUNED, AnswerCost, Features, Params, plugins_of
 from al_pipeline.records import CPU, RANDOM
 from al_pipeline.simulation.annotators import NoiseKind, Team
 from al_pipeline.simulation.corpus import LabeledTexts
 from al_pipeline.simulation.finish import finish_figures
+from al_pipeline.simulation.hours import hours_figures
 from al_pipeline.simulation.live import LIVE, LiveWork, live_arms, live_figures
 from al_pipeline.simulation.page import pictures, render
 from al_pipeline.simulation.runs import AGAIN, FULL, METRICS, OVERLAP, WITHOUT, Run, Work, read_run, run_all
@@ -71,6 +72,8 @@ class Options:
     """People at work in runs whose questions are asked live, which are compared with batches; None: no such runs."""
     finish: float | None = None
     """The error rate at which the model may label the rest of the pool at the end; None: not simulated."""
+    cost: AnswerCost | None = None
+    """What an answer takes, by which savings are told in hours too; None: they are not."""
     workers: int = 1
     root: Path = Path()
     """The workspace in which plug-ins are looked for."""
@@ -114,7 +117,7 @@ def simulate(
     write_json(folder / "settings.json", settings)
     done = run_all(work, runs, folder, options.workers, progress)
     found = {run: read_run(folder, run) or {} for run in runs}
-    result = _result(texts, name, params, work, list(strategies), list(seeds), found)
+    result = _result(texts, name, params, work, list(strategies), list(seeds), found, options.cost)
     write_json(folder / "result.json", result)
     for file, png in pictures(result).items():
         write_bytes(folder / file, png)
@@ -316,9 +319,11 @@ def _result(
     strategies: Sequence[str],
     seeds: Sequence[int],
     found: Mapping[Run, Mapping[str, Any]],
+    cost: AnswerCost | None = None,
 ) -> dict[str, Any]:
     """The content of `result.json`, which the page shows and `--json` prints."""
     metric = "average_precision" if texts.positive else "macro_f1"
+    hours = {} if cost is None else hours_figures(texts, cost, strategies, seeds, found, metric)
     found = _on_one_grid(found, strategies, seeds)
     budgets = found[strategies[0], seeds[0]]["budgets"]
     compared = {}
@@ -341,6 +346,7 @@ def _result(
         "unit": unit_of(work.team),
         **({} if work.team is None else {"team": team_figures(work.team, strategies, seeds, found, metric)}),
         **_live(work, strategies, seeds, found, metric, budgets),
+        **hours,
         **({} if work.finish is None else {"finish": _finish(work.finish, strategies, seeds, found)}),
         "seeds": list(seeds),
         "budgets": budgets,
