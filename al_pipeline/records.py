@@ -193,6 +193,15 @@ class PlannedTask(Struct, frozen=True, forbid_unknown_fields=True):
         return int(self.push_key.removesuffix(f":{self.item_id}").rpartition(":")[2])
 
 
+class ModelForecast(Struct, frozen=True):
+    """What a model said of an item when it chose it, before anybody answered, in the classes of that time."""
+
+    proba: Mapping[str, float]
+    """Classes with their probabilities, as `PlannedTask.forecast`."""
+    known: int | None = None
+    """How many events of the ledger there were when the model was trained; None in rows of earlier versions."""
+
+
 class Task(Struct, frozen=True):
     """A planned task with what annotators will see: `fields` maps a column's name to its (sanitised) text."""
 

@@ -502,11 +502,32 @@ def test_a_forecast_that_takes_part_in_a_consensus_speaks_the_present_classes() 
     ledger.undo()
     ledger.change("retire", "c", "")
     rule = ConsensusRule("crowdlab", {"i0": {"a": 0.5, "b": 0.2, "c": 0.3}, "i1": {"z": 1.0}})
-    mapped = rule.in_present_classes(schemas_of(ledger.events))
+    mapped = rule.in_present_classes(schemas_of(ledger.events), ledger.events)
     assert mapped.forecasts == {"i0": {"z": 0.5, "b": 0.2}, "i1": {"z": 1.0}}
-    assert rule.in_present_classes(None) is rule
+    assert rule.in_present_classes(None, ledger.events) is rule
     [row] = fold(ledger.events, ledger.classes, 3, None, rule).labeled
     assert row.label == "z" and row.confidence is not None
+
+
+def test_a_forecast_speaks_for_the_class_that_had_its_name_when_it_was_made() -> None:
+    """A name that another class has now: rows of before say nothing of when they were made."""
+    ledger = Ledger()
+    ledger.say("i0", "p", "a")
+    known = len(ledger.events)
+    ledger.change("rename", "a", "z")
+    ledger.say("i1", "p", "b")
+    ledger.change("rename", "b", "a")
+    ledger.say("i2", "p", "a")
+    forecasts = {item: {"a": 0.9} for item in ("i0", "i1", "i2")}
+    for rule in (ConsensusRule("crowdlab", forecasts), ConsensusRule("crowdlab", forecasts, {"i1": known})):
+        mapped = rule.in_present_classes(schemas_of(ledger.events), [*ledger.events, ledger.events[0]])
+        assert mapped.forecasts == {"i0": {"z": 0.9}, "i1": {"z": 0.9}, "i2": {"a": 0.9}}
+    newest = ConsensusRule("crowdlab", {"i9": {"a": 0.9}}, {"i9": len(ledger.events)})
+    assert newest.in_present_classes(schemas_of(ledger.events), ledger.events).forecasts == {"i9": {"a": 0.9}}
+    votes = [ledger.say("i0", "q", "c"), ledger.say("i1", "q", "z"), ledger.say("i1", "r", "b")]
+    assert len(votes) == 3
+    rule = ConsensusRule("crowdlab", {"i0": {"a": 0.99, "c": 0.01}})
+    assert {row.item_id: row.label for row in fold(ledger.events, ledger.classes, 3, None, rule).labeled}["i0"] == "z"
 
 
 def test_an_event_of_a_change_is_a_row_of_json() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pyarrow.parquet as pq
 import pytest
-from harness import small_workspace
+from harness import change_params, small_workspace
 from msgspec.structs import replace
 from test_quality import leave
 
@@ -30,13 +30,14 @@ from al_pipeline.operations import publish
 from al_pipeline.operations.close import first_forecasts
 from al_pipeline.operations.connect import connect
 from al_pipeline.operations.facts import open_dvc, read_facts
+from al_pipeline.operations.history import History
 from al_pipeline.operations.intervene import rollback
-from al_pipeline.operations.overlap import within_room
+from al_pipeline.operations.overlap import forecasts_at_close, within_room
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import TickReport, tick
 from al_pipeline.params import parse_params, recorded
-from al_pipeline.records import Event, LabeledItem, PlannedTask, push_key
+from al_pipeline.records import Event, LabeledItem, ModelForecast, PlannedTask, push_key
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.trust import template
 from al_pipeline.workspace.workspace import open_workspace
@@ -166,7 +167,7 @@ def test_a_forecast_that_breaks_a_tie_is_not_measured_by_it(tmp_path: Path) -> N
     people = [said("ann", first), said("bob", second)]
     layout.events.mkdir(parents=True)
     append_part(layout.events, people)
-    forecasts = {"a": {first: 0.9}}
+    forecasts = {"a": ModelForecast({first: 0.9})}
     decided = fold_by(params, people, lambda: forecasts).labeled
     assert [row.label for row in decided] == [first], "the forecast breaks the tie"
     plan = {"k": replace(task(predicted=first, confidence=0.9), strategy="random_slice")}
@@ -224,16 +225,32 @@ def test_forecasts_are_those_of_the_first_choice(tmp_path: Path) -> None:
         task("b", 2, predicted="ham", confidence=0.7),
         task("c", 2, predicted="ham", confidence=0.7, proba=(("ham", 0.7), ("spam", 0.3))),
     ]
-    found = first_forecasts(plans)
-    assert found == {"a": {"ham": 0.7}, "c": {"ham": 0.7, "spam": 0.3}}, "b's second choice may know its answer"
+    found = first_forecasts(plans, {2: 7})
+    assert found == {
+        "a": ModelForecast({"ham": 0.7}), "c": ModelForecast({"ham": 0.7, "spam": 0.3}, 7)
+    }, "b's second choice may know its answer"  # fmt: skip
     for _ in range(2):
         append_forecasts(tmp_path, found)
-    append_forecasts(tmp_path, {"a": {"spam": 1.0}, "d": {"spam": 1.0}})
+    later = ModelForecast({"spam": 1.0}, 9)
+    append_forecasts(tmp_path, {"a": later, "d": later})
     assert len(list(tmp_path.iterdir())) == 2
-    assert read_forecasts(tmp_path) == {**found, "d": {"spam": 1.0}}
+    assert read_forecasts(tmp_path) == {**found, "d": later}
     (tmp_path / "forecasts-000009.jsonl").write_text('{"item_id": "e", "proba": {"ham": 2}}\n')
     with pytest.raises(BadInput, match="forecasts-000009.jsonl:1"):
         read_forecasts(tmp_path)
+    (tmp_path / "forecasts-000009.jsonl").write_text('{"item_id": "e", "proba": {"ham": 1}, "known": -1}\n')
+    with pytest.raises(BadInput, match="`known` must be a number of events"):
+        read_forecasts(tmp_path)
+
+
+def test_the_open_round_and_its_close_agree_about_forecasts(tmp_path: Path) -> None:
+    """`a` was asked first without a model, and nobody answered: its later forecast takes no part, now or later."""
+    later = [task(item, 1, predicted="ham", confidence=0.9) for item in "abc"]
+    append_forecasts(tmp_path / "data/events", {"c": ModelForecast({"spam": 0.6}, 3)})
+    history = History("HEAD", None, (), 1, ())
+    found = forecasts_at_close(Layout(tmp_path), history, lambda: [task("a", 0), *later])
+    assert found == {"b": ModelForecast({"ham": 0.9}), "c": ModelForecast({"spam": 0.6}, 3)}
+    assert first_forecasts([task("a", 0), *later], {}).keys() == {"b", "c"}
 
 
 def test_a_forecast_of_an_older_schema_is_spread_over_the_new_classes() -> None:
@@ -367,6 +384,20 @@ def test_a_kill_while_tasks_are_asked_again_does_no_harm(tmp_path: Path, moment:
     team.tick()
     tasks = team.oracle.projects[1].tasks.values()
     assert {one.overlap for one in tasks} == {2} and all(len(one.annotations) == 1 for one in tasks)
+    if moment == "before":
+        return
+    assert len(team.oracle.queue(PEOPLE[2])) == len(tasks)
+    given = team.held().total()
+    change_params(team.workspace, {"labels: 0 ": f"labels: {given} ", "min_labels: 1\n": "min_labels: 99\n"})
+    report = team.tick()
+    assert f"the budget of labels ({given} of {given}) is spent" in report.waits_for
+    assert team.oracle.queue(PEOPLE[2]) == [], "a budget that was lowered withdraws what was asked again"
+    change_params(team.workspace, {f"labels: {given} ": f"labels: {given + 3} "})
+    team.tick()
+    assert len(team.oracle.queue(PEOPLE[2])) == 3, "and a higher one asks it anew"
+    change_params(team.workspace, {f"labels: {given + 3} ": f"labels: {given + 1} "})
+    team.tick()
+    assert len(team.oracle.queue(PEOPLE[2])) == 1
 
 
 @pytest.mark.server

@@ -17,9 +17,9 @@ from harness import Killed, Played, change_params, go_on, small_workspace
 from typer.testing import CliRunner
 
 from al_pipeline.cli.app import app
-from al_pipeline.data.ledger import read_events
+from al_pipeline.data.ledger import read_events, read_forecasts
 from al_pipeline.data.outputs import read_labeled, read_unresolved
-from al_pipeline.errors import BadParams, NothingToDo, SchemaInUse, UnexpectedChange, UsageError
+from al_pipeline.errors import BadParams, NothingToDo, SchemaInUse, UnexpectedChange
 from al_pipeline.files import read_json, sha256_file
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import ProjectRef
@@ -97,15 +97,18 @@ def rig(once: Played, tmp_path: Path) -> Rig:
     return made
 
 
-def test_a_former_name_is_refused_while_forecasts_that_used_it_count(rig: Rig) -> None:
+def test_a_former_name_says_what_it_said_in_forecasts_that_used_it(rig: Rig) -> None:
+    change_params(rig.workspace, {"consensus: majority": "consensus: crowdlab"})
+    rig.git.commit("The model takes part", [rig.layout.params])
     rig.answer({}, 3)
     rig.tick()
     rig.change("rename", "spam", "junk")
     rig.tick()
-    change_params(rig.workspace, {"consensus: majority": "consensus: dawid_skene"})
-    rig.git.commit("The model takes part", [rig.layout.params])
-    with pytest.raises(UsageError, match="a class was called 'spam' before"):
-        rig.change("add", "", "spam")
+    forecasts = read_forecasts(rig.layout.events)
+    assert forecasts and all(set(one.proba) <= {"ham", "spam"} for one in forecasts.values())
+    known = {one.known for one in forecasts.values()}
+    assert known == {read_history(rig.layout, rig.git).record(0).counts.events}
+    assert rig.change("add", "", "spam", dry_run=True).classes[1] == ("ham", "junk", "spam")
 
 
 def test_a_rename_in_an_open_round(rig: Rig, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ adjudication wins.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from al_pipeline.annotation.active_events import corrected_items, counted
 from al_pipeline.annotation.answers import IMPORT, Answer, answers_of, by_item, first_round, resolve, votes_of
-from al_pipeline.annotation.confidence import ConsensusRule, Forecasts, decide, rule_for
+from al_pipeline.annotation.confidence import ConsensusRule, ReadForecasts, decide, rule_for
 from al_pipeline.annotation.gold import REASON, set_apart
 from al_pipeline.annotation.schema_change import missing_in_use
 from al_pipeline.annotation.votes import people, times_asked
@@ -139,14 +139,14 @@ def fold(
     if problem := missing_in_use(labels, {name: f"{count} answers" for name, count in sorted(unknown.items())}):
         raise SchemaInUse(problem)
     if rule is not None:
-        _decide(contested, rule.in_present_classes(schemas), rules, found)
+        _decide(contested, rule.in_present_classes(schemas, events), rules, found)
     return found.sorted()
 
 
 def fold_by(
     params: Params,
     events: Sequence[Event],
-    read_forecasts: Callable[[], Forecasts],
+    read_forecasts: ReadForecasts,
     classes: Sequence[str] | None = None,
 ) -> Folded:
     """`fold` with the annotators, consensus and limits of `params`: the labels of a workspace.

@@ -114,14 +114,16 @@ class Schemas:
         number, end = self.number_at(place), self.present if later is None else self.number_at(later)
         return {name: self._follow(name, number, end)[-1].names for name in names}
 
-    def shares(self, proba: Mapping[str, float]) -> dict[str, float]:
-        """Probabilities of classes of any schema as those of present ones.
+    def shares(self, proba: Mapping[str, float], place: int | None = None) -> dict[str, float]:
+        """Probabilities of classes as those of present ones. They were told at `place`; None: that is not known.
 
-        That of a split class falls evenly on its parts; what falls on no present class is left out.
+        As with answers, a class is that of the newest schema up to there which has it. The probability of a split class
+        falls evenly on its parts; what falls on no present class is left out.
         """
+        number = self.present if place is None else self.number_at(place)
         found: dict[str, float] = {}
         for name, share in proba.items():
-            names = self._follow(name, self._given_in(name, self.present), self.present)[-1].names
+            names = self._follow(name, self._given_in(name, number), self.present)[-1].names
             for one in sorted(names):
                 found[one] = found.get(one, 0.0) + share / len(names)
         return found

@@ -5,19 +5,22 @@ The computation is in `consensus.py`, which is imported only where it is used: i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from al_pipeline.annotation.answers import IMPORT, Answer
 from al_pipeline.params import ConsensusName, Labels
+from al_pipeline.records import Event, ModelForecast, is_of_review
 
 if TYPE_CHECKING:
     from al_pipeline.annotation.class_changes import Schemas
 
 Forecasts = Mapping[str, Mapping[str, float]]
 """Classes with a model's probabilities, by item id; the rest of the probability falls evenly on all other classes."""
+ReadForecasts = Callable[[], Mapping[str, ModelForecast]]
+"""Reads the forecasts of a ledger."""
 
 
 class ConsensusRule(Struct, frozen=True):
@@ -25,22 +28,48 @@ class ConsensusRule(Struct, frozen=True):
 
     method: ConsensusName
     forecasts: Forecasts = {}
+    known: Mapping[str, int] = {}
+    """How many events of the ledger there were when a forecast was made, by item id, where that is known."""
 
-    def in_present_classes(self, schemas: Schemas | None) -> ConsensusRule:
-        """The rule with forecasts of the present classes; `schemas`: None if they never changed."""
+    def in_present_classes(self, schemas: Schemas | None, ledger: Iterable[Event]) -> ConsensusRule:
+        """The rule with forecasts of the present classes; `schemas`: those of `ledger`, None if they never changed.
+
+        Where it is not known when a forecast was made, it was made in the schema in which the item's first task was
+        answered first.
+        """
         if schemas is None or not self.forecasts:
             return self
-        return ConsensusRule(self.method, {item: schemas.shares(found) for item, found in self.forecasts.items()})
+        places = {item: count - 1 for item, count in self.known.items()}
+        if without := self.forecasts.keys() - places.keys():
+            places |= _first_answers(ledger, without)
+        return ConsensusRule(
+            self.method, {item: schemas.shares(found, places.get(item)) for item, found in self.forecasts.items()}
+        )
 
 
-def rule_for(labels: Labels, read_forecasts: Callable[[], Forecasts]) -> ConsensusRule | None:
+def rule_for(labels: Labels, read_forecasts: ReadForecasts) -> ConsensusRule | None:
     """The rule that the section `labels` of `params.yaml` asks for; None for the majority without confidence.
 
     `read_forecasts` is called only if they take part.
     """
     if not labels.have_confidence:
         return None
-    return ConsensusRule(labels.consensus, read_forecasts() if labels.uses_model else {})
+    return rule_with(labels.consensus, read_forecasts() if labels.uses_model else {})
+
+
+def rule_with(method: ConsensusName, forecasts: Mapping[str, ModelForecast]) -> ConsensusRule:
+    """The rule with the forecasts of a ledger."""
+    known = {item: one.known for item, one in forecasts.items() if one.known is not None}
+    return ConsensusRule(method, {item: one.proba for item, one in forecasts.items()}, known)
+
+
+def _first_answers(ledger: Iterable[Event], items: Collection[str]) -> dict[str, int]:
+    """The place in `ledger` of the first event of a task of each of `items`; an event counts at its first place."""
+    found: dict[str, int] = {}
+    for place, event in enumerate({event.event_id: event for event in ledger}.values()):
+        if event.item_id in items and event.push_key and not is_of_review(event.annotation_key):
+            found.setdefault(event.item_id, place)
+    return found
 
 
 class Decided(Struct, frozen=True):

@@ -72,7 +72,7 @@ def wanted_answers(
     parts = {event.item_id: event.part for event in counted}
     test = [item for item, part in parts.items() if part == "test"]
     bound = {item for item, given_ in votes.items() if any(vote.binding for vote in given_)}
-    rule = rule.in_present_classes(schemas_of(events))
+    rule = rule.in_present_classes(schemas_of(events), events)
     found = decide({item: _given(some) for item, some in votes.items() if item not in bound}, labels, rule, test)
     return {
         key: wanted

@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from al_pipeline.errors import BadInput
 from al_pipeline.files import write_jsonl
-from al_pipeline.records import Event, author_digest, composed
+from al_pipeline.records import Event, ModelForecast, author_digest, composed
 from al_pipeline.validation import first_problem
 
 SMALL = 64
@@ -139,22 +139,28 @@ def merge_small_files(inbox: Path) -> bool:
     return True
 
 
-def read_forecasts(ledger: Path) -> dict[str, dict[str, float]]:
-    """Classes with their probabilities, by item id; see `records.PlannedTask.proba`. Raises BadInput with the line."""
-    found: dict[str, dict[str, float]] = {}
+def read_forecasts(ledger: Path) -> dict[str, ModelForecast]:
+    """The forecasts of items, by item id. Raises BadInput with the line."""
+    found: dict[str, ModelForecast] = {}
     for path in _files(ledger, "forecasts"):
         for line, row in _rows(path):
-            item, proba = row.get("item_id"), row.get("proba")
+            item, proba, known = row.get("item_id"), row.get("proba"), row.get("known")
             if not isinstance(item, str) or not isinstance(proba, dict) or not all(map(_is_share, proba.values())):
                 raise BadInput(f"{path}:{line}: needs `item_id` and `proba`, classes with probabilities; {_FIX}")
-            found.setdefault(item, proba)
+            if known is not None and (type(known) is not int or known < 0):
+                raise BadInput(f"{path}:{line}: `known` must be a number of events; {_FIX}")
+            found.setdefault(item, ModelForecast(proba, known))
     return found
 
 
-def append_forecasts(ledger: Path, forecasts: Mapping[str, Mapping[str, float]]) -> None:
+def append_forecasts(ledger: Path, forecasts: Mapping[str, ModelForecast]) -> None:
     """Append the forecasts of items that have none yet. Can be killed and repeated."""
-    known = read_forecasts(ledger)
-    new = [{"item_id": item, "proba": dict(proba)} for item, proba in forecasts.items() if item not in known]
+    there = read_forecasts(ledger)
+    new = [
+        {"item_id": item, "proba": dict(one.proba), **({} if one.known is None else {"known": one.known})}
+        for item, one in forecasts.items()
+        if item not in there
+    ]
     if new:
         write_jsonl(_next(ledger, "forecasts"), new)
 

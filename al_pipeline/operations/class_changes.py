@@ -28,7 +28,7 @@ from al_pipeline.operations.intervene import (
     params_after,
     refuse_edited_params,
 )
-from al_pipeline.operations.schema import check_schema, former_classes
+from al_pipeline.operations.schema import check_schema
 from al_pipeline.operations.steps.closing import tasks_to_keep
 from al_pipeline.params import is_class_name
 from al_pipeline.records import ClassChange, LabeledItem, Part, Unresolved, composed
@@ -85,7 +85,6 @@ def change_classes(workspace: Workspace, dvc: Dvc, asked: Asked, reason: str, *,
         check_schema(workspace, history)
         change = checked(asked, workspace.params.schema_.labels)
         layout = workspace.layout
-        _refuse_former_names(workspace, change)
         if not history.rounds and not any(event.label for event in read_events(layout.events, layout.inbox_events)):
             version = workspace.params.schema_.version + 1
             raise NothingToDo(
@@ -111,19 +110,6 @@ def undo_change(workspace: Workspace, dvc: Dvc, reason: str, *, dry_run: bool = 
             classes_from=(last.before or {}).get("head"), before={"head": git.head()},
         )  # fmt: skip
         return _carry(workspace, git, history, intervention, dry_run=dry_run)
-
-
-def _refuse_former_names(workspace: Workspace, change: ClassChange) -> None:
-    """Raise UsageError if a class gets a name that one had before, while forecasts take part in the consensus.
-
-    A forecast in the ledger names classes without saying when, so it would speak for the new class.
-    """
-    again = former_classes(workspace.layout) & set(change.new) - set(workspace.params.schema_.labels)
-    if again and workspace.params.labels.uses_model:
-        raise UsageError(
-            f"a class was called {min(again)!r} before, and what the model said of it then would speak for the new one "
-            "(labels.consensus uses it): take another name, or `al schema undo` if that is what you mean"
-        )
 
 
 def checked(asked: Asked, labels: Sequence[str]) -> ClassChange:

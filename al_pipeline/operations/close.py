@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from msgspec.structs import asdict
@@ -18,7 +19,7 @@ from al_pipeline.files import read_object, remove_leftovers, sha256_file, write_
 from al_pipeline.integrations.git import Git
 from al_pipeline.operations.checkout import converted
 from al_pipeline.params import AnswerCost
-from al_pipeline.records import CPU, RANDOM, RANDOM_SLICE, Event, PlannedTask
+from al_pipeline.records import CPU, RANDOM, RANDOM_SLICE, Event, ModelForecast, PlannedTask
 from al_pipeline.rounds.interventions import Intervention, control_event
 from al_pipeline.rounds.manifests import live_number
 from al_pipeline.workspace.layout import Layout, pointer_of
@@ -26,6 +27,8 @@ from al_pipeline.workspace.layout import Layout, pointer_of
 if TYPE_CHECKING:  # `al status` needs neither DVC nor the engine's fingerprint
     from al_pipeline.integrations.dvc.defects import Different
     from al_pipeline.integrations.dvc.session import Dvc
+
+NO_FORECASTS: Mapping[str, ModelForecast] = MappingProxyType({})
 
 
 def next_round(layout: Layout) -> int | None:
@@ -55,7 +58,7 @@ def close(
     kept: Sequence[PlannedTask] = (),
     device: str = CPU,
     plugins: Mapping[str, str] | None = None,
-    keep_forecasts: bool = False,
+    forecasts: Mapping[str, ModelForecast] = NO_FORECASTS,
     cost: AnswerCost | None = None,
 ) -> None:
     """Move the inbox into `data/`, track it, and mark the round closed; the build then selects round `selects_for`.
@@ -64,7 +67,7 @@ def close(
     are all tasks ever planned: the items drawn at random are recorded for `train`. `overrides` are settings for this
     batch alone (params.Overrides); without any, those of a killed close stay in force. `asked` are the items that
     people requested for the batch, `kept` the tasks carried over into it. The build encodes on `device` and
-    uses `plugins` (`operations.plugins`). `keep_forecasts`: the plans' forecasts go into the ledger, for the consensus.
+    uses `plugins` (`operations.plugins`). `forecasts`: those that go into the ledger, for the consensus.
     `cost`: what answers take, if the batch is selected by it.
     Raises UnexpectedChange if somebody edited the ledger, the pool, the test set or the encoder.
     """
@@ -78,8 +81,8 @@ def close(
     write_json(layout.closing, {"selects_for": selects_for, "overrides": overrides})
     consumed = _move_inbox(layout)
     append_part(layout.events, carry_out(interventions, layout.events))
-    if keep_forecasts:
-        append_forecasts(layout.events, first_forecasts(plans))
+    if forecasts:
+        append_forecasts(layout.events, forecasts)
     check_kept(layout, dvc)
     dvc.add(layout.events, layout.pool, layout.test)  # even if unchanged: the cache may have been lost
     write_engine(layout.engine, device, plugins)
@@ -134,17 +137,22 @@ def drawn_at_random(plans: Iterable[PlannedTask]) -> list[str]:
     return sorted({task.item_id for task in plans if task.part == "pool" and task.strategy in (RANDOM, RANDOM_SLICE)})
 
 
-def first_forecasts(plans: Iterable[PlannedTask]) -> dict[str, dict[str, float]]:
+def first_forecasts(plans: Iterable[PlannedTask], known: Mapping[int, int]) -> dict[str, ModelForecast]:
     """What a model said of pool items when it first chose them, by item id: before any answer, so it knows none.
 
-    Items that were first chosen without a model have no forecast: a later one may know their answers.
+    Items that were first chosen without a model have no forecast: a later one may know their answers. `known`: how many
+    events of the ledger the model of a round's plan knew (`history.events_of_plans`).
     """
     first: dict[str, PlannedTask] = {}
     for task in plans:
         before = first.get(task.item_id)
         if task.part == "pool" and (before is None or task.first_round < before.first_round):
             first[task.item_id] = task
-    return {item: task.forecast for item, task in sorted(first.items()) if task.forecast}
+    return {
+        item: ModelForecast(task.forecast, known.get(task.first_round))
+        for item, task in sorted(first.items())
+        if task.forecast
+    }
 
 
 def override(layout: Layout, overrides: dict[str, Any]) -> None:

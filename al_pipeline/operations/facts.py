@@ -7,7 +7,7 @@ code of a tick.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -23,8 +23,8 @@ from al_pipeline.operations.checkout import check_tags, put_back_converted
 from al_pipeline.operations.close import check_sources, foreign_edits, is_closed, pull_missing_sources, refuse_edits
 from al_pipeline.operations.costs import budget_reached, room_in_budget
 from al_pipeline.operations.counting import corrected_texts, counted_events
-from al_pipeline.operations.history import History, read_history
-from al_pipeline.operations.overlap import more_answers
+from al_pipeline.operations.history import History, all_plans, read_history
+from al_pipeline.operations.overlap import forecasts_at_close, more_answers
 from al_pipeline.operations.proposal import stopped
 from al_pipeline.params import load_overrides
 from al_pipeline.records import PlannedTask, round_name
@@ -87,7 +87,7 @@ def facts_at(workspace: Workspace, git: Git, history: History, now: datetime) ->
     if planned == 0 and not tasks and history.genesis is not None and history.genesis.counts.labelled:
         return replace(found, brought=history.genesis.counts.labelled)
     params = workspace.params
-    more = more_answers(layout, params, tasks)
+    more = more_answers(layout, params, tasks, partial(forecasts_at_close, layout, history, partial(all_plans, git)))
     settled, new_labels = _progress(
         signature(layout.events, layout.inbox_events),
         layout,

@@ -162,6 +162,13 @@ def events_known(record: RoundRecord, events: Sequence[Event]) -> int:
     return next((n for n, event in enumerate(events) if event.round > record.round), len(events))
 
 
+def events_of_plans(history: History, events: Sequence[Event]) -> dict[int, int]:
+    """How many of the ledger's `events` the model that made a round's plan knew, by round."""
+    found = {record.round + 1: events_known(record, events) for record in history.rounds}
+    first = None if history.genesis is None else history.genesis.counts.events
+    return found if first is None else {0: first, **found}
+
+
 def subjects(events: Sequence[Event]) -> dict[str, frozenset[str]]:
     """The items that each event concerns, by event id: its own, or those of the events that it revokes or restores."""
     by_id = {event.event_id: event for event in events}
@@ -221,6 +228,11 @@ def read_plan(git: Git, number: int, revision: str = "HEAD") -> list[PlannedTask
 def read_plans(git: Git, revision: str = "HEAD") -> dict[str, PlannedTask]:
     """Every task ever planned, by push key; for a task carried over to later rounds, the last round's row."""
     return {task.push_key: task for task in read_plan_rows(git, revision)}
+
+
+def all_plans(git: Git) -> Iterable[PlannedTask]:
+    """Every task ever planned, as `read_plans`."""
+    return read_plans(git).values()
 
 
 def read_plan_rows(git: Git, revision: str = "HEAD") -> list[PlannedTask]:

@@ -41,7 +41,7 @@ from al_pipeline.operations.costs import budget_reached, room_in_budget
 from al_pipeline.operations.facts import closing_rule, opened_at
 from al_pipeline.operations.history import History, read_history, read_plans
 from al_pipeline.operations.live_rounds import commit_live, planned
-from al_pipeline.operations.overlap import ask_again, more_answers, overlap_of, within_room
+from al_pipeline.operations.overlap import ask_again, forecasts_at_close, more_answers, overlap_of, within_room
 from al_pipeline.operations.proposal import stopped
 from al_pipeline.operations.pull import PullReport, PullRequest, pull
 from al_pipeline.operations.push import spare_copies
@@ -420,7 +420,9 @@ class Live:
         found, params, layout = self.round, self.workspace.params, self.workspace.layout
         assert found is not None
         events, tasks = found.events, found.tasks
-        found.more = more_answers(layout, params, tasks, events)
+        found.more = more_answers(
+            layout, params, tasks, partial(forecasts_at_close, layout, found.history, self._plans.values), events
+        )
         everybody = len(params.annotators) or None
         found.standing = standing(tasks, events, params.round.overlap, everybody, found.more)
         found.settled = sum(value != "open" for value in found.standing.values())

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 
 from al_pipeline.annotation.active_events import standing_answers
-from al_pipeline.annotation.confidence import ConsensusRule, rule_for
+from al_pipeline.annotation.confidence import ReadForecasts, rule_for
 from al_pipeline.annotation.overlap import Overlap, wanted_answers
 from al_pipeline.data.ledger import read_events, read_forecasts, signature
 from al_pipeline.integrations.oracle import Oracle, ProjectRef
 from al_pipeline.logs import get_logger
+from al_pipeline.operations.close import first_forecasts
+from al_pipeline.operations.history import History, events_of_plans
 from al_pipeline.params import Params
-from al_pipeline.records import Event, PlannedTask, TaskState
+from al_pipeline.records import Event, ModelForecast, PlannedTask, TaskState
 from al_pipeline.workspace.layout import Layout
 
 _logger = get_logger(__name__)
@@ -26,17 +28,31 @@ def overlap_of(params: Params) -> Overlap:
 
 
 def more_answers(
-    layout: Layout, params: Params, tasks: Sequence[PlannedTask], events: Sequence[Event] | None = None
+    layout: Layout,
+    params: Params,
+    tasks: Sequence[PlannedTask],
+    read_forecasts: ReadForecasts,
+    events: Sequence[Event] | None = None,
 ) -> Mapping[str, int]:
     """The tasks of a round that another person is to answer, see `annotation.overlap.wanted_answers`.
 
-    `events`: None for those of ledger and inbox; the result is then kept for the next call with the same ones.
+    `read_forecasts`: see `forecasts_at_close`; called only if they take part. `events`: None for those of ledger and
+    inbox; the result is then kept for the next call with the same ones.
     """
     if not overlap_of(params).adaptive:
         return {}
     if events is not None:
-        return _more(layout, params, tasks, events)
-    return _remembered(signature(layout.events, layout.inbox_events), layout, _Hashed(params), tuple(tasks))
+        return _more(params, tasks, events, read_forecasts)
+    files = signature(layout.events, layout.inbox_events)
+    return _remembered(files, layout, _Hashed(params), tuple(tasks), _Unhashed(read_forecasts))
+
+
+def forecasts_at_close(
+    layout: Layout, history: History, read_plans: Callable[[], Iterable[PlannedTask]]
+) -> dict[str, ModelForecast]:
+    """The forecasts that the ledger has once the open round is closed: its own, and those of all tasks ever planned."""
+    planned = first_forecasts(read_plans(), events_of_plans(history, read_events(layout.events)))
+    return planned | read_forecasts(layout.events)
 
 
 class _Hashed:
@@ -53,34 +69,38 @@ class _Hashed:
         return hash(self._key)
 
 
+class _Unhashed:
+    """A function that is no part of a cache's key: what it reads of a round does not change while its tasks do not."""
+
+    def __init__(self, read: ReadForecasts) -> None:
+        self.read = read
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Unhashed)
+
+    def __hash__(self) -> int:
+        return 0
+
+
 @lru_cache(maxsize=2)
 def _remembered(
-    _events: tuple[tuple[str, int, int], ...], layout: Layout, params: _Hashed, tasks: tuple[PlannedTask, ...]
+    _events: tuple[tuple[str, int, int], ...],
+    layout: Layout,
+    params: _Hashed,
+    tasks: tuple[PlannedTask, ...],
+    forecasts: _Unhashed,
 ) -> Mapping[str, int]:
-    return _more(layout, params.params, tasks, read_events(layout.events, layout.inbox_events))
+    return _more(params.params, tasks, read_events(layout.events, layout.inbox_events), forecasts.read)
 
 
-def _more(layout: Layout, params: Params, tasks: Sequence[PlannedTask], events: Sequence[Event]) -> Mapping[str, int]:
-    rule = rule_for(params.labels, partial(read_forecasts, layout.events))
+def _more(
+    params: Params, tasks: Sequence[PlannedTask], events: Sequence[Event], read: ReadForecasts
+) -> Mapping[str, int]:
+    rule = rule_for(params.labels, read)
     if rule is None:
         return {}
-    rule = ConsensusRule(rule.method, _with_open(rule, tasks, events) if params.labels.uses_model else {})
     everybody = len(params.annotators) or None
     return wanted_answers(tasks, events, params.schema_.labels, rule, overlap_of(params), everybody)
-
-
-def _with_open(
-    rule: ConsensusRule, tasks: Sequence[PlannedTask], events: Sequence[Event]
-) -> dict[str, Mapping[str, float]]:
-    """The ledger's forecasts, and those of the round's tasks, which a close adds; none of items answered earlier."""
-    round_of = {task.item_id: task.first_round for task in tasks}
-    earlier = {
-        event.item_id
-        for event in events
-        if event.label is not None and event.round < round_of.get(event.item_id, event.round)
-    }
-    own = {task.item_id: task.forecast for task in tasks if task.part == "pool" and task.forecast}
-    return {item: found for item, found in own.items() if item not in earlier} | dict(rule.forecasts)
 
 
 def within_room(more: Mapping[str, int], room: int | None) -> Mapping[str, int]:

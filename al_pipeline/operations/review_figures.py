@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from msgspec.structs import asdict
 
 from al_pipeline.annotation.active_events import active
 from al_pipeline.annotation.aggregation import fold_by
-from al_pipeline.annotation.confidence import Forecasts
+from al_pipeline.annotation.confidence import ReadForecasts
 from al_pipeline.annotation.review import SAMPLE, Ruling, checked_answers, rulings, sample_drawn
 from al_pipeline.data.ledger import read_events, read_forecasts
 from al_pipeline.evaluation.figures import Estimate
@@ -100,7 +100,7 @@ def review_figures(workspace: Workspace) -> Review:
 
 
 def figures_of(
-    params: Params, events: Sequence[Event], tasks: Sequence[PlannedTask], forecasts: Callable[[], Forecasts]
+    params: Params, events: Sequence[Event], tasks: Sequence[PlannedTask], forecasts: ReadForecasts
 ) -> Review:
     """What the rulings among `events` say. `tasks`: those of all reviews; `forecasts`: as in `fold_by`."""
     counted = active(events)
@@ -161,7 +161,7 @@ class _Sample(Struct, frozen=True):
 
 
 def _samples(
-    params: Params, events: Sequence[Event], counted: Sequence[Event], forecasts: Callable[[], Forecasts]
+    params: Params, events: Sequence[Event], counted: Sequence[Event], forecasts: ReadForecasts
 ) -> dict[Part, _Sample]:
     """The random samples: of each part the first `quality.review_sample` items in an order that never changes."""
     classes = dict.fromkeys([*params.schema_.labels, *sorted({e.label for e in counted if e.label is not None})])

@@ -23,7 +23,7 @@ from al_pipeline.annotation.votes import times_asked
 from al_pipeline.errors import UsageError
 from al_pipeline.models.feature_matrix import FeatureMatrix
 from al_pipeline.params import MAJORITY, Labels
-from al_pipeline.records import Event, Query, push_key
+from al_pipeline.records import Event, ModelForecast, Query, push_key
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -188,7 +188,7 @@ class TeamLabels:
         for query in queries:
             self._answer(query.item_id, round_number)
         events, people = self._events, self.people
-        rule = rule_for(self.method, lambda: self._forecasts)
+        rule = rule_for(self.method, lambda: {item: ModelForecast(one) for item, one in self._forecasts.items()})
         folded = fold(events, self.classes, people, times_asked(events), rule, most_asked(self.relabels))
         self.labels = {row.item_id: row.label for row in folded.labeled}
         self.ties = [row.item_id for row in folded.unresolved if row.kind == "tie"]

@@ -14,13 +14,13 @@ from al_pipeline.features.device import device_of
 from al_pipeline.files import write_text
 from al_pipeline.integrations.git import Git
 from al_pipeline.logs import get_logger
-from al_pipeline.operations.close import carry_out, close, override
+from al_pipeline.operations.close import NO_FORECASTS, carry_out, close, override
 from al_pipeline.operations.costs import answer_cost
 from al_pipeline.operations.counting import corrected_texts
 from al_pipeline.operations.facts import closing_rule, facts_at
-from al_pipeline.operations.history import History, read_plan, rounds_of
+from al_pipeline.operations.history import History, all_plans, read_plan, rounds_of
 from al_pipeline.operations.intervene import check_snapshot
-from al_pipeline.operations.overlap import more_answers
+from al_pipeline.operations.overlap import forecasts_at_close, more_answers
 from al_pipeline.operations.plugins import trusted_plugins
 from al_pipeline.operations.steps.context import Context
 from al_pipeline.operations.steps.notes import remember
@@ -96,7 +96,7 @@ def close_round(context: Context, facts: Facts) -> None:
         kept,
         device,
         plugins,
-        keep_forecasts=params.labels.uses_model,
+        forecasts=context.forecasts_at_close() if params.labels.uses_model else NO_FORECASTS,
         cost=answer_cost(layout, coming) if params.select.cost == "seconds" else None,
     )
 
@@ -153,5 +153,7 @@ def tasks_to_keep(
         everybody,
         {str(row.get("push_key")) for row in refused},
         {item for intervention in history.interventions for item in intervention.items},
-        more_answers(layout, params, tasks, events),
+        more_answers(
+            layout, params, tasks, partial(forecasts_at_close, layout, history, partial(all_plans, git)), events
+        ),
     )

@@ -16,7 +16,8 @@ from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import Oracle, ProjectRef
 from al_pipeline.operations import build
 from al_pipeline.operations.history import History, read_history, read_plans
-from al_pipeline.records import PlannedTask, TaskState
+from al_pipeline.operations.overlap import forecasts_at_close
+from al_pipeline.records import ModelForecast, PlannedTask, TaskState
 from al_pipeline.rounds.state_machine import Facts, Step
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
@@ -123,6 +124,10 @@ class Context:
         if self._plans is None or self._plans[0] != head:
             self._plans = head, read_plans(self.git)
         return self._plans[1]
+
+    def forecasts_at_close(self) -> dict[str, ModelForecast]:
+        """The forecasts that the ledger has once the open round is closed."""
+        return forecasts_at_close(self.layout, self.history, lambda: self.plans().values())
 
     def forget_plans(self) -> None:
         """Have `plans` read again: a live plan has grown."""

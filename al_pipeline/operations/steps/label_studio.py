@@ -156,13 +156,21 @@ def pull_answers(context: Context, facts: Facts, *, audit: bool = False) -> None
 
 
 def _ask_again(context: Context) -> None:
-    """Have tasks whose labels are not sure enough answered by another person, as far as that is of use."""
+    """Have tasks whose labels are not sure enough answered by another person, as far as that is of use.
+
+    Past the budget nothing is pushed, and so no task was listed: what is asked again is withdrawn.
+    """
     layout, params = context.layout, context.workspace.params
     oracle, project = context.project
     tasks = context.history.open_tasks()
-    more = within_room(more_answers(layout, params, tasks), room_in_budget(layout, params.budget))
+    more = within_room(
+        more_answers(layout, params, tasks, context.forecasts_at_close), room_in_budget(layout, params.budget)
+    )
     events = read_events(layout.events, layout.inbox_events)
-    raised, withdrawn = ask_again(oracle, project, tasks, context.states, more, events, overlap_of(params))
+    states = context.states
+    if Step.PUSH not in context.taken.done:
+        states = {one.push_key: one for one in oracle.open_tasks(project) if one.push_key is not None}
+    raised, withdrawn = ask_again(oracle, project, tasks, states, more, events, overlap_of(params))
     if raised:
         context.on_progress(f"{raised} tasks are asked of another person, since their labels are not sure enough")
     context.outcome.changed |= bool(raised or withdrawn)

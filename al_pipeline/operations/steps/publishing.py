@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 from al_pipeline.annotation.tasks import standing_of
-from al_pipeline.data.ledger import read_events, read_refused, still_refused
+from al_pipeline.data.ledger import read_events, read_forecasts, read_refused, still_refused
 from al_pipeline.errors import RepositoryError, UnexpectedChange
 from al_pipeline.files import read_json
 from al_pipeline.operations import build, publish
@@ -123,7 +124,8 @@ def _answers(context: Context, planned: int) -> TaskCounts:
     """Count the outcomes of the tasks of round `planned`."""
     layout, params = context.layout, context.workspace.params
     events, tasks = read_events(layout.events), read_plan(context.git, planned)
-    more, counted = more_answers(layout, params, tasks, events), counted_events(layout.events).events
+    more = more_answers(layout, params, tasks, partial(read_forecasts, layout.events), events)
+    counted = counted_events(layout.events).events
     found = Counter(standing_of(tasks, counted, params.round.overlap, len(params.annotators) or None, more).values())
     refused = still_refused(read_refused(layout.events), events)
     return TaskCounts(
