@@ -40,10 +40,12 @@ def standing_of(
     overlap: int,
     everybody: int | None = None,
     more: Mapping[str, int] = NO_MORE,
+    enough_skips: int | None = None,
 ) -> dict[str, Standing]:
-    """`standing`, given the events that count."""
+    """`standing`, given the events that count, or with `enough_skips` (see `skips_to_give_up`) those of the tasks."""
     corrected = corrected_items(counted)
-    enough_skips = skips_to_give_up(counted, everybody)
+    if enough_skips is None:
+        enough_skips = skips_to_give_up(counted, everybody)
     by_key: defaultdict[str, list[Event]] = defaultdict(list)
     items = {task.item_id for task in tasks}
     for event in counted:

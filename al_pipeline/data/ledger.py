@@ -133,9 +133,15 @@ def merge_small_files(inbox: Path) -> bool:
         small.insert(0, path)
     if len(small) < SMALL:
         return False
-    write_jsonl(small[0], [event.to_row() for path in small for event in _parsed(path)])
+    events = [event for path in small for event in _parsed(path)]
+    write_jsonl(small[0], [event.to_row() for event in events])
     for path in small[1:]:
         path.unlink(missing_ok=True)
+    old = {str(path) for path in small}
+    for mark in [mark for mark in _parsed_files if mark[0] in old]:
+        del _parsed_files[mark]  # so that no event is held twice
+    found = small[0].stat()
+    _parsed_files[str(small[0]), found.st_size, found.st_mtime_ns] = tuple(events)
     return True
 
 
@@ -297,9 +303,19 @@ def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON value")
 
 
-@cache
-def _events(path: str, _size: int, _changed: int) -> tuple[Event, ...]:
+_parsed_files: dict[tuple[str, int, int], tuple[Event, ...]] = {}
+"""The events of each file that was read, by its mark."""
+
+
+def _events(path: str, size: int, changed: int) -> tuple[Event, ...]:
     """The events of a file, parsed once: a file never changes, and a tick reads the ledger several times."""
+    mark = path, size, changed
+    if (found := _parsed_files.get(mark)) is None:
+        found = _parsed_files[mark] = _events_in(path)
+    return found
+
+
+def _events_in(path: str) -> tuple[Event, ...]:
     with open(path, "rb") as file:
         data = file.read()
     try:

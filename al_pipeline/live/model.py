@@ -6,7 +6,7 @@ It only chooses questions. What is published is trained from scratch by the stag
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.random import Generator
@@ -28,6 +28,9 @@ BLOCK = 16_384
 """Rows that are scored at a time."""
 SHORTLIST = 4096
 """Rows with the highest last scores that are scored at once after an update; as many again are drawn at random."""
+MOST_FITTED, NEWEST_FITTED, LEAST_OF_CLASS = 4000, 1000, 50
+"""With more labels an update fits the newest ones and a fixed sample of the others, so that it takes no longer than
+with so many. Of each class at least so many are in it."""
 DIGEST = 16
 """Characters of a model's digest."""
 
@@ -44,6 +47,8 @@ class LiveModel:
         self._temperature = temperature
         self._weights: Features = np.zeros((features.shape[1], 0), np.float32)
         self._bias: Features = np.zeros(0, np.float32)
+        self._arrived: dict[int, None] = {}
+        """The labelled rows in the order in which they were learnt."""
         self._rows: tuple[int, ...] = ()
         self._known: Features = np.zeros((0, features.shape[1]), np.float32)
         self._labels: dict[int, str] = {}
@@ -69,13 +74,20 @@ class LiveModel:
         """
         if self.digest and dict(labels) == self._labels:
             return False
-        rows = tuple(sorted(labels))
-        counts, targets = count_classes([labels[row] for row in rows], self._classes)
+        counts, _ = count_classes([*labels.values()], self._classes)
         start = self._start(tuple(counts))
+        for row in [row for row in self._arrived if row not in labels]:
+            del self._arrived[row]
+        for row in sorted(row for row in labels if self._labels.get(row) != labels[row]):
+            self._arrived.pop(row, None)
+            self._arrived[row] = None
         self.counts, self._labels = counts, dict(labels)
+        rows = tuple(sorted(_fitted(self._arrived, labels)))
         self._gather(rows)
         if len(counts) > 1:
-            weights, bias = fit_softmax(Parts([self._known]), targets, len(counts), STRENGTH, start=start, slope=SLOPE)
+            _, targets = count_classes([labels[row] for row in rows], self._classes)
+            strength = STRENGTH * len(labels) / len(rows)
+            weights, bias = fit_softmax(Parts([self._known]), targets, len(counts), strength, start=start, slope=SLOPE)
             self._weights, self._bias = weights[0].astype(np.float32), bias.astype(np.float32)
         else:
             self._weights, self._bias = np.zeros((self._features.shape[1], 0), np.float32), np.zeros(0, np.float32)
@@ -122,6 +134,21 @@ class LiveModel:
         elif self.counts:
             shared[:] = 1.0
         return over_all_classes(shared, self._classes, self.counts)
+
+
+def _fitted(arrived: Iterable[int], labels: Mapping[int, str]) -> list[int]:
+    """The rows on which an update is fitted: all, or the newest and a sample of the others that hardly changes."""
+    rows = list(arrived)
+    if len(rows) <= MOST_FITTED:
+        return rows
+    old, found = rows[:-NEWEST_FITTED], rows[-NEWEST_FITTED:]
+    of_class: dict[str, list[int]] = {}
+    for row in sorted(old, key=lambda one: (one * 2_654_435_761 % 2**32, one)):
+        of_class.setdefault(labels[row], []).append(row)
+    share = (MOST_FITTED - NEWEST_FITTED) / len(old)
+    for own in of_class.values():
+        found += own[: max(LEAST_OF_CLASS, int(share * len(own)))]
+    return found
 
 
 class Scores:

@@ -15,24 +15,22 @@ import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from al_pipeline.annotation.active_events import active, standing_answers, superseded
-from al_pipeline.annotation.aggregation import fold_by
-from al_pipeline.annotation.tasks import Standing, standing
 from al_pipeline.data.ledger import known_ids, merge_small_files, read_events, read_forecasts
 from al_pipeline.errors import AlError, LabelStudioDown, Locked
 from al_pipeline.files import read_object
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import Oracle, ProjectRef
-from al_pipeline.live.plan import append, knowledge, remember_size
+from al_pipeline.live.plan import append, remember_size
 from al_pipeline.live.queue_size import RECENT, AtWork, at_work, buffer_size, missing, wanted_open
 from al_pipeline.logs import get_logger
 from al_pipeline.operations.close import is_closed
@@ -43,12 +41,13 @@ from al_pipeline.operations.history import History, read_history, read_plans
 from al_pipeline.operations.live_rounds import commit_live, planned
 from al_pipeline.operations.overlap import ask_again, forecasts_at_close, more_answers, overlap_of, within_room
 from al_pipeline.operations.proposal import stopped
-from al_pipeline.operations.pull import PullReport, PullRequest, pull
+from al_pipeline.operations.pull import OVERLAP, PullMemory, PullReport, PullRequest, pull
 from al_pipeline.operations.push import spare_copies
+from al_pipeline.operations.running_fold import RunningFold
 from al_pipeline.operations.schema import former_classes
 from al_pipeline.operations.steps.label_studio import has_places, placed_tasks
 from al_pipeline.operations.tick import TickReport, tick
-from al_pipeline.records import RANDOM_SLICE, Event, LabeledItem, PlannedTask, push_key
+from al_pipeline.records import RANDOM_SLICE, Event, PlannedTask, push_key
 from al_pipeline.rounds.manifests import LiveQuestion
 from al_pipeline.rounds.state_machine import Facts, close_reason
 from al_pipeline.workspace.lock import LIVE_STEP, locked
@@ -65,6 +64,9 @@ IDLE_SECONDS = 60.0
 """How often a tick looks whether a round has opened, while none is open."""
 _MOST_WAIT = 30.0
 _DEAD_SECONDS = 120.0
+_LOOK_BACK, _LONG_PULL_SECONDS = timedelta(seconds=15), 60.0
+"""How far a pull looks back, and how often one looks back as far as those of ticks: a change is timestamped before it
+is committed, and each one listed costs the server."""
 _LOCKED_WAIT = 0.2
 _LEAST_PAUSE, _PAUSE_OF_GAP = 0.1, 0.3
 """Of the mean time between two answers."""
@@ -97,20 +99,22 @@ class _Round:
     opened: float
     last_id: int
     """The highest id of its tasks in Label Studio."""
+    fold: RunningFold
     retired: frozenset[str] = frozenset()
     """Items of its batch that people were asked before it was live: a late answer may still come."""
     placed: bool = False
     """Whether this process has had Label Studio serve the newest question first."""
-    events: tuple[Event, ...] = ()
-    standing: Mapping[str, Standing] = field(default_factory=dict)
-    labels: tuple[LabeledItem, ...] = ()
-    tests: tuple[LabeledItem, ...] = ()
-    ignored: frozenset[str] = frozenset()
-    corrected: frozenset[str] = frozenset()
-    settled: int = 0
-    new_labels: int = 0
     more: Mapping[str, int] = field(default_factory=dict)
-    answered_by: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """All events of ledger and inbox that were taken in."""
+        return self.fold.events
+
+    @property
+    def settled(self) -> int:
+        """The number of tasks asked that are not open."""
+        return len(self.fold.standing) - len(self.fold.open_keys)
 
     @property
     def tasks(self) -> list[PlannedTask]:
@@ -118,9 +122,9 @@ class _Round:
         return [question.task for question in self.asked]
 
     @property
-    def open_keys(self) -> frozenset[str]:
+    def open_keys(self) -> Collection[str]:
         """The push keys of the tasks that people can answer."""
-        return frozenset(key for key, found in self.standing.items() if found == "open")
+        return self.fold.open_keys.keys()
 
 
 class Live:
@@ -166,6 +170,11 @@ class Live:
         """The seconds from one step to the next."""
         self._collect_at = 0.0
         self._times: list[float] = []
+        self._memory = PullMemory()
+        self._long_pull_at = 0.0
+        self._former: Collection[str] = ()
+        self._has_learnt = False
+        """Whether the model knows the answers of the open round, as it was read last."""
 
     # What callers use ----------------------------------------------------------------------------------------------
 
@@ -213,6 +222,7 @@ class Live:
     def close(self) -> None:
         """Commit what was asked, and close the connection. The queue stays as it is."""
         with suppress(AlError), locked(self.workspace.layout.lock, LIVE_STEP):
+            self._memory.note(self.workspace.layout)
             if self.round is not None:
                 commit_live(self.workspace.layout, self._git, self.round.number)
         self._disconnect()
@@ -257,11 +267,18 @@ class Live:
             if self.round is None:
                 return Step(0, False, ())
             report = self._pull()
-            merge_small_files(self.workspace.layout.inbox_events)
+            if merge_small_files(self.workspace.layout.inbox_events):
+                self._memory.inbox_merged(self.workspace.layout)
             pulled = report.events.total() + report.refused.total()
-            learnt = self._learn() if pulled or not self.learnt_at or self.round.events == () else False
+            learnt, questions = False, []
+            if news := bool(pulled or not self._has_learnt):
+                self._take_in()
             closes = self._close_reason() or ""
-            questions = self._ask(bool(closes))
+            if news:
+                if self._has_learnt and not closes:
+                    questions = self._ask(False, at_once=True)
+                learnt = self._learn()
+            questions += self._ask(bool(closes))
             self.health = "up"
         if closes:
             self._on_progress(f"round {self.round.number} closes: {closes}")
@@ -281,6 +298,9 @@ class Live:
 
     def _tick(self) -> None:
         """Run a tick: it repairs the queue, closes and builds the round if it is complete, and opens the next."""
+        with suppress(Locked), locked(self.workspace.layout.lock, LIVE_STEP):
+            self._memory.note(self.workspace.layout)
+        self._memory.forget()
         self.workspace = open_workspace(self.workspace.layout.root)
         self.health, self.ticking = "a tick runs", True
         try:
@@ -294,6 +314,7 @@ class Live:
     def _begin_again(self) -> None:
         """Have the next step begin with a tick, on a new connection: nothing that is known here is believed."""
         self._heal_at, self._mark, self.round = 0.0, (), None
+        self._memory.forget()
         self._disconnect()
 
     def _disconnect(self) -> None:
@@ -324,7 +345,7 @@ class Live:
         self.workspace = open_workspace(self.workspace.layout.root)
         layout = self.workspace.layout
         history = read_history(layout, self._git)
-        self._project = stored_project(layout)
+        self._project, self._former = stored_project(layout), former_classes(layout)
         number = history.planned
         self.round = None
         if history.latest is None or number is None or is_closed(layout, number) or history.pausing or history.waiting:
@@ -344,7 +365,10 @@ class Live:
         asked = list(history.asked_live())
         left = {one.push_key for one in states} - {one.task.push_key for one in asked}
         retired = frozenset(self._plans[key].item_id for key in left if key in self._plans)
-        self.round = _Round(number, history, batch, asked, opened, last, retired)
+        fold = RunningFold(self.workspace.params, known_ids(layout.events), partial(read_forecasts, layout.events))
+        fold.add_tasks([one.task for one in asked])
+        self._has_learnt = False
+        self.round = _Round(number, history, batch, asked, opened, last, fold, retired)
         self._open_asker(history)
         self._mark = self._current_mark()
 
@@ -369,14 +393,13 @@ class Live:
             float(temperature) if isinstance(temperature, float) and temperature > 0 else 1.0,
         )
         self._asker_of = key
-        if self.round is not None:
-            self.round.events = ()
 
     def _pull(self) -> PullReport:
         """Record what people did since the last pull, and who did it."""
         params, (oracle, project) = self.workspace.params, self._connected()
         now = datetime.fromtimestamp(self._clock(), UTC)
-        return pull(
+        is_long = self._clock() >= self._long_pull_at
+        report = pull(
             self.workspace.layout,
             oracle,
             PullRequest(
@@ -386,68 +409,54 @@ class Live:
                 allow=params.annotators,
                 observed_at=now.isoformat(timespec="seconds"),
                 max_vanished=params.label_studio.max_vanished,
-                former=former_classes(self.workspace.layout),
+                former=self._former,
+                look_back=OVERLAP if is_long else _LOOK_BACK,
             ),
+            self._memory,
         )
+        if is_long:
+            self._long_pull_at = self._clock() + _LONG_PULL_SECONDS
+        return report
+
+    def _take_in(self) -> None:
+        """Fold what is new, and note who answered."""
+        layout, params, found = self.workspace.layout, self.workspace.params, self.round
+        assert found is not None
+        events = read_events(layout.events, layout.inbox_events)
+        if overlap_of(params).adaptive:
+            forecasts = partial(forecasts_at_close, layout, found.history, self._plans.values)
+            found.more = more_answers(layout, params, found.tasks, forecasts, events)
+        new = found.fold.update(events, found.more)
+        self._note_people(new, len(new) == len(events))
 
     def _learn(self) -> bool:
-        """Fold all answers, and update the model to them; return whether it changed."""
-        layout, params, found, asker = self.workspace.layout, self.workspace.params, self.round, self.asker
+        """Update the model to all answers; return whether it changed."""
+        params, found, asker = self.workspace.params, self.round, self.asker
         assert found is not None and asker is not None
-        events = read_events(layout.events, layout.inbox_events)
-        known = {event.event_id for event in found.events}
-        new = [event for event in events if event.event_id not in known] if known else []
-        found.events = tuple(events)
-        folded = fold_by(params, events, partial(read_forecasts, layout.events))
-        found.labels, found.tests = tuple(folded.labeled), tuple(folded.test)
-        found.ignored = frozenset(
-            row.item_id for row in folded.unresolved if row.kind == "ignored" and row.part == "pool"
-        )
-        found.corrected = frozenset(superseded(events))
-        self._read_standing()
-        self._note_people(events, new)
-        labels = {row.item_id: row.label for row in found.labels}
-        closed = {*found.ignored, *found.corrected, *found.retired, *(task.item_id for task in found.tasks)}
-        changed = asker.learn(labels, closed)
+        fold = found.fold
+        closed = chain(fold.ignored, fold.corrected, found.retired, (one.task.item_id for one in found.asked))
+        changed = asker.learn(fold.labels, closed)
+        self._has_learnt = True
         if changed or not self.learnt_at:
             self.learnt_at = self._clock()
         if overlap_of(params).adaptive:
             self._ask_again()
         return changed
 
-    def _read_standing(self) -> None:
-        """Which of the round's tasks are open, and who has answered them."""
-        found, params, layout = self.round, self.workspace.params, self.workspace.layout
-        assert found is not None
-        events, tasks = found.events, found.tasks
-        found.more = more_answers(
-            layout, params, tasks, partial(forecasts_at_close, layout, found.history, self._plans.values), events
-        )
-        everybody = len(params.annotators) or None
-        found.standing = standing(tasks, events, params.round.overlap, everybody, found.more)
-        found.settled = sum(value != "open" for value in found.standing.values())
-        ledger = known_ids(layout.events)
-        fresh = {event.item_id for event in active(events) if event.label is not None and event.event_id not in ledger}
-        found.new_labels = len(fresh - found.corrected)
-        open_keys = found.open_keys
-        own: dict[str, set[str]] = {}
-        for event in standing_answers(events).values():
-            if event.push_key in open_keys:
-                own.setdefault(event.annotator, set()).add(event.push_key)
-        found.answered_by = {who: frozenset(keys) for who, keys in own.items()}
-
-    def _note_people(self, events: Sequence[Event], new: Sequence[Event]) -> None:
-        """Note when each person answered last."""
+    def _note_people(self, new: Sequence[Event], is_all: bool) -> None:
+        """Note when each person answered last. `is_all`: these are all events, not those since the last step."""
         assert self.round is not None
-        self.answers_of.clear()
-        for event in events:
+        if is_all:
+            self.answers_of.clear()
+        for event in new:
             if event.round == self.round.number and event.type in ("label", "skip"):
                 self.answers_of[event.annotator] += 1
             if event.round == self.round.number and event.observed_at and "@" in event.annotator:
                 with suppress(ValueError):
                     seen = datetime.fromisoformat(event.observed_at).timestamp()
                     self.seen[event.annotator] = max(seen, self.seen.get(event.annotator, 0.0))
-        self._times += [self._clock()] * sum(event.type in ("label", "skip") for event in new)
+        if not is_all:
+            self._times += [self._clock()] * sum(event.type in ("label", "skip") for event in new)
 
     def _ask_again(self) -> None:
         """Have tasks whose labels are not sure enough answered by another person at once."""
@@ -468,7 +477,7 @@ class Live:
             planned=found.number,
             tasks=len(found.batch),
             settled=found.settled,
-            new_labels=found.new_labels,
+            new_labels=len(found.fold.fresh),
             budget=budget_reached(layout, params.budget),
             stopped=stopped(found.history, params),
             age_days=max(0.0, self._clock() - found.opened) / 86_400,
@@ -477,13 +486,22 @@ class Live:
 
     # Questions -----------------------------------------------------------------------------------------------------
 
-    def _ask(self, closes: bool) -> list[LiveQuestion]:
-        """Ask as many questions as are missing; while a round `closes`, as many as are answered meanwhile."""
+    def _ask(self, closes: bool, *, at_once: bool = False) -> list[LiveQuestion]:
+        """Ask as many questions as are missing; while a round `closes`, as many as are answered meanwhile.
+
+        `at_once`: only as many as people at work may miss before the model has learnt.
+        """
         found, params, people = self.round, self.workspace.params, self.people
         assert found is not None
         pace = self.answers_per_second() * self._cycle
         size = wanted_open(people, params.live.people, pace)
-        count = missing(found.open_keys, found.answered_by, people, params.live.people, pace)
+        answered_by: dict[str, set[str]] = {}
+        for key, who in found.fold.open_keys.items():
+            for one in who:
+                answered_by.setdefault(one, set()).add(key)
+        count = missing(found.open_keys, answered_by, people, params.live.people, pace)
+        if at_once:
+            count -= size - len(people.away) - max(params.live.people, len(people.present)) - 1
         if closes:
             latest = found.history.latest
             took = sum(latest.seconds.values()) if latest is not None and latest.seconds else _BUILD_SECONDS
@@ -506,14 +524,14 @@ class Live:
         keys = [task.push_key for task in tasks]
         recent = [task.item_id for task in tasks if task.push_key in open_keys]
         recent += [task.item_id for task in tasks[-RECENT:]]
-        events, known = knowledge(found.events)
+        events, known = found.fold.knowledge()
         drawn = sum(task.strategy == RANDOM_SLICE for task in found.batch)
         questions: list[LiveQuestion] = []
         for _ in range(count):
             place = len(keys)
             kind, task = asker.slot(found.batch, keys, params.select.random_share, found.number)
             if task is not None:
-                if task.item_id in found.corrected:
+                if task.item_id in found.fold.corrected:
                     continue
                 (question,) = planned(found.history, [task], self._clock())
             else:
@@ -569,7 +587,7 @@ class Live:
         if late:  # a killed process had sent them, and Label Studio has stored them only now
             oracle.retire(project, late)
         found.last_id = max(one.task_id for one in there)
-        found.standing = {**found.standing, **{task.push_key: "open" for task in tasks}}
+        found.fold.add_tasks(tasks)
         if first:
             oracle.serve_newest(project, has_places(self.workspace))
 

@@ -58,8 +58,8 @@ class LiveStates:
             round=None if found is None else found.number,
             round_size=0 if found is None else len(found.batch),
             settled=0 if found is None else found.settled,
-            labels=0 if found is None else len(found.labels),
-            test_labels=0 if found is None else len(found.tests),
+            labels=0 if found is None else len(found.fold.labels),
+            test_labels=0 if found is None else len(found.fold.tests),
             labels_per_hour=0.0 if found is None else labels_per_hour(found.events, now),
             running=_running(forecasts, live.workspace.params.evaluate.confidence),
             curve=self._curve_of(live, forecasts),
@@ -109,7 +109,7 @@ class LiveStates:
         if found is None:
             return ()
         answered = sum(one.label is not None for one in forecasts)
-        key = (found.number, len(found.history.rounds), len(found.labels), answered)
+        key = (found.number, len(found.history.rounds), answered)
         if self._curve[0] != key:
             self._curve = (key, _curve(live, forecasts))
         return self._curve[1]
@@ -143,7 +143,7 @@ def _forecasts(live: Live) -> list[Forecast]:
     found = live.round
     if found is None:
         return []
-    labels = {row.item_id: row.label for row in found.labels}
+    labels = found.fold.labels
     abandoned = found.history.abandoned
     return [
         Forecast(task.round, task.predicted, labels.get(task.item_id))
@@ -178,7 +178,7 @@ def _curve(live: Live, forecasts: Sequence[Forecast]) -> tuple[CurvePoint, ...]:
         if any(one.round == record.round for one in forecasts):
             add_running([one for one in forecasts if one.round <= record.round], labelled, record.round)
     known = [one for one in forecasts if one.round < found.number]
-    labels, own = {row.item_id: row.label for row in found.labels}, []
+    labels, own = found.fold.labels, []
     before = found.history.latest
     count = 0 if before is None else before.counts.labelled
     for question in found.asked:

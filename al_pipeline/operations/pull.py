@@ -11,6 +11,8 @@ nothing is known, does it read all tasks.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -38,6 +40,8 @@ _logger = get_logger(__name__)
 
 OVERLAP = timedelta(minutes=10)
 """How far a pull looks back before the newest change seen: a change is timestamped before it is committed."""
+NOTED_SECONDS = 5.0
+"""How often a process that pulls each second notes on disk where it is."""
 ROLLING = 100
 """How many tasks the rolling check reads at an audit, at least: about 0.4 s of the server's processor."""
 _COMPARISONS = 2
@@ -65,6 +69,9 @@ class PullRequest(Struct, frozen=True):
     """Also find what does not show as a change of a task, such as deleted tasks."""
     former: Collection[str] = ()
     """Classes that the schema had before: pages opened then still offer them, and the fold maps their answers."""
+    look_back: timedelta = OVERLAP
+    """How far to look back, at most OVERLAP. Less misses changes that were committed late: the next pull that looks
+    back further finds them."""
 
 
 class PullReport(Struct, frozen=True):
@@ -88,19 +95,73 @@ class _Position(Struct, frozen=True):
     """All tasks; None if no audit has read them, or a later pull contradicted it: the next audit reads all."""
 
 
-def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
+class PullMemory:
+    """What a process that pulls each second keeps from one pull to the next, so that a pull costs what is new.
+
+    It holds as long as nobody else changed ledger or inbox. Where the pull is, is noted on disk every few seconds; a
+    process that is killed before reads more than it need, and records nothing twice.
+    """
+
+    def __init__(self) -> None:
+        self.reads = 0
+        """Pulls that read ledger and inbox, and the note on disk."""
+        self._key: tuple[Any, ...] | None = None
+        self._known: KnownAnswers | None = None
+        self._position = _Position()
+        self._unnoted: tuple[Path, _Position, _Known] | None = None
+        self._noted_at = -math.inf
+
+    def inbox_merged(self, layout: Layout) -> None:
+        """Go on with the files as they are now: they hold the same events, in other files."""
+        if self._key is not None:
+            self._key = (*self._key[:-1], _files_of(layout))
+
+    def note(self, layout: Layout) -> None:
+        """Note on disk where the last pull ended, unless that is done or somebody else has pulled since."""
+        if self._unnoted is not None and self._key is not None and self._key[-1] == _files_of(layout):
+            place, position, known = self._unnoted
+            write_text(place, f"{msgspec.json.encode(_state(position, known), order='sorted').decode()}\n")
+        self._unnoted, self._noted_at = None, time.monotonic()
+
+    def forget(self) -> None:
+        """Have the next pull read everything again."""
+        self._key = self._known = self._unnoted = None
+
+    def _holds(self, key: tuple[Any, ...]) -> bool:
+        return self._key == key
+
+    def _keep(self, key: tuple[Any, ...], known: _Known, position: _Position, place: Path) -> None:
+        self._key, self._position = key, position
+        self._known = known.diff.known if known.is_read else known.kept
+        if position.cursor is not None:
+            self._unnoted = place, position, known
+
+
+def pull(layout: Layout, oracle: Oracle, request: PullRequest, memory: PullMemory | None = None) -> PullReport:
     """Append to the inbox all changes of answers in Label Studio that are not recorded yet.
 
     Answers to abandoned rounds are recorded like all others; each fold decides whether they count. Raises
     VanishedAnswers, with nothing appended, if more known answers are missing than the request allows.
     """
     place = layout.review_state if request.rulings else layout.pull_state
-    state = _read_state(place)
-    known = _Known(layout, request, state)
-    before = _position(state, known)
+    state: Any = None
+    if memory is not None and memory._holds(_memory_key(layout, request)):
+        known, before = _Known(layout, request, {}, memory._known), memory._position
+    else:
+        state = _read_state(place)
+        known = _Known(layout, request, state)
+        before = _position(state, known)
+        if memory is not None:
+            memory.forget()
+            memory.reads += 1
     after = _audit(known, oracle, request, before) if request.audit else _read_changes(known, oracle, request, before)
     if not known.is_read and after == before:
         _logger.info("answers: none new")
+        if memory is not None:
+            if state is not None:
+                memory._keep(_memory_key(layout, request), known, after, place)
+            elif memory._unnoted is not None and time.monotonic() - memory._noted_at >= NOTED_SECONDS:
+                memory.note(layout)
         return PullReport(Counter(), Counter(), after.cursor)
     diff = known.diff
     if diff.vanished > request.max_vanished and not request.accept_vanished:
@@ -115,7 +176,11 @@ def pull(layout: Layout, oracle: Oracle, request: PullRequest) -> PullReport:
         diff.known.add(event)
     for row in diff.refused:
         diff.known.refuse(row)
-    if after.cursor is not None and (now := _state(after, known)) != state:
+    if memory is not None:
+        memory._keep(_memory_key(layout, request), known, after, place)
+        if state is not None or time.monotonic() - memory._noted_at >= NOTED_SECONDS:
+            memory.note(layout)
+    elif after.cursor is not None and (now := _state(after, known)) != state:
         write_text(place, f"{msgspec.json.encode(now, order='sorted').decode()}\n")
     report = PullReport(
         events=Counter(event.type for event in events),
@@ -141,7 +206,9 @@ def _read_state(place: Path) -> Any:
 class _Known:
     """What ledger and inbox hold, read when a task has to be compared with it. `state`: what the last pull noted."""
 
-    def __init__(self, layout: Layout, request: PullRequest, state: Any) -> None:
+    def __init__(self, layout: Layout, request: PullRequest, state: Any, kept: KnownAnswers | None = None) -> None:
+        self.kept = kept
+        """What is known already, if a process kept it."""
         self._ledger = layout.events, layout.inbox_events
         self._request = request
         self._state = state if isinstance(state, Mapping) else {}
@@ -158,7 +225,7 @@ class _Known:
             schema_version=request.schema.version,
             judge=_judge(request.schema, request.allow, request.former, request.rulings),
             observed_at=request.observed_at,
-            known=KnownAnswers(read_events(*self._ledger), read_refused(*self._ledger), uid),
+            known=self.kept or KnownAnswers(read_events(*self._ledger), read_refused(*self._ledger), uid),
             rulings=request.rulings,
         )
 
@@ -184,7 +251,7 @@ def _read_changes(known: _Known, oracle: Oracle, request: PullRequest, before: _
 
     Those whose versions the index has are not read again.
     """
-    since, index = before.cursor, before.index
+    since, index = _since(before.cursor, request.look_back), before.index
     listed: Mapping[int, TaskVersion] = {}
     if since is None or index is None:
         index = None
@@ -200,6 +267,29 @@ def _read_changes(known: _Known, oracle: Oracle, request: PullRequest, before: _
     if index is not None:
         index = None if index.replaced(read) else index.with_read(read)
     return replace(before, cursor=_following(before.cursor, {**listed, **read}, request.observed_at), index=index)
+
+
+def _since(cursor: str | None, look_back: timedelta) -> str | None:
+    """The time since which changes are listed: a cursor is OVERLAP before the newest change seen."""
+    begin = None if cursor is None else _moment(cursor)
+    if begin is None or look_back >= OVERLAP:
+        return cursor
+    return (begin + OVERLAP - look_back).strftime(TIME_FORMAT)
+
+
+def _memory_key(layout: Layout, request: PullRequest) -> tuple[Any, ...]:
+    """What a memory holds for: the project, what decides whether an answer counts, and the files of known answers."""
+    schema = request.schema
+    return (
+        request.project.project_uid,
+        request.rulings,
+        (tuple(schema.labels), tuple(schema.fields), tuple(sorted(request.allow))),
+        _files_of(layout),
+    )
+
+
+def _files_of(layout: Layout) -> tuple[tuple[str, int, int], ...]:
+    return signature(layout.events, layout.inbox_events, refused=True)
 
 
 def _audit(known: _Known, oracle: Oracle, request: PullRequest, before: _Position) -> _Position:
