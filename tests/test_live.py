@@ -150,6 +150,23 @@ def test_nobody_is_held_up_by_somebody_who_went_away(once: Played, tmp_path: Pat
     assert len(keys) == len(set(keys))
 
 
+def test_a_step_does_no_more_than_the_one_before(once: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site, calls, noted = Site(once, tmp_path), Counter[str](), Counter[str]()
+    site.live.step()
+    site.annotate()  # the first person: rules depend on how many there are
+    monkeypatch.setattr("al_pipeline.operations.pull.write_text", lambda path, _: noted.update([path.name]))
+    site.oracle.fault = lambda call, moment: calls.update([call] if moment == "before" else [])
+    assert site.live.round is not None
+    for _ in range(3):
+        calls.clear()
+        reads, folded = site.live._memory.reads, site.live.round.fold.folded
+        site.annotate()
+        assert calls == {"changed": 1, "answered": 1, "import_tasks": 1, "task_states": 1}
+        assert site.live._memory.reads == reads, "what is known is not read again"
+        assert site.live.round.fold.folded == folded + 1, "the new answer alone"
+    assert noted.total() <= 1, "its place is noted every few seconds"
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_anywhere_it_loses_and_doubles_nothing(once: Played, tmp_path: Path, seed: int) -> None:
     site, draw = Site(once, tmp_path), random.Random(seed)

@@ -18,7 +18,7 @@ from al_pipeline.live.model import BLOCK, SHORTLIST, LiveModel, Scores
 from al_pipeline.live.plan import append, is_running, knowledge, remember_size, remembered_size, running
 from al_pipeline.live.pool import LivePool
 from al_pipeline.live.queue import draw, is_fixed, next_slot, pick
-from al_pipeline.live.queue_size import AtWork, at_work, buffer_size, missing, wanted_open
+from al_pipeline.live.queue_size import AtWork, adapted, at_work, buffer_size, missing, wanted_open
 from al_pipeline.models.linear import STRENGTH
 from al_pipeline.models.softmax import fit_softmax
 from al_pipeline.records import NOT_ASKED, RANDOM_SLICE
@@ -52,6 +52,23 @@ def test_an_updated_model_is_nearly_that_of_a_fit_from_nothing() -> None:
     exact = np.exp(logits - logits.max(axis=1, keepdims=True))
     exact /= exact.sum(axis=1, keepdims=True)
     assert np.abs(margin(model.proba(np.arange(400))) - margin(exact)).max() < 1e-3
+
+
+def test_with_many_labels_an_update_fits_the_newest_and_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MOST_FITTED": 60, "NEWEST_FITTED": 20, "LEAST_OF_CLASS": 3}.items():
+        monkeypatch.setattr(f"al_pipeline.live.model.{name}", value)
+    rows, truth = clusters(600)
+    labels = {row: "a" if row == 7 else "bc"[truth[row] % 2] for row in range(300)}
+    model, whole = LiveModel(rows, CLASSES), LiveModel(rows, CLASSES)
+    for count in range(100, 301, 20):
+        model.learn(dict(list(labels.items())[:count]))
+    assert model.labels == 300 and sum(model.counts.values()) == 300 and model.counts["a"] == 1
+    assert {7, *range(280, 300)} <= set(model._rows) and len(model._rows) <= 60 + 2 * 3
+    monkeypatch.setattr("al_pipeline.live.model.MOST_FITTED", 1000)
+    whole.learn(labels)
+    assert len(whole._rows) == 300
+    some, all_ = (one.proba(np.arange(300, 600)).argmax(axis=1) for one in (model, whole))
+    assert (some == all_).mean() > 0.85
 
 
 def test_labels_may_change_and_go_and_classes_come() -> None:
@@ -137,6 +154,15 @@ def test_everybody_at_work_finds_enough_questions(
         free = len((keys | new) - by.get(who, set())) - len(people.away)
         assert free >= max(least, len(people.present)) + 2
     assert len(keys | new) <= max(len(keys), wanted_open(people, least) + max(map(len, by.values()), default=0))
+
+
+def test_a_queue_that_may_have_run_empty_gets_longer_for_a_while() -> None:
+    ten = AtWork(tuple(f"p{number}" for number in range(10)), ())
+    assert adapted(0, 11, 10, 4.0) == 0 and adapted(0, 10, 10, 0.9) == 0
+    extra = adapted(adapted(0, 10, 10, 4.0), 8, 10, 4.0)
+    assert extra == 4 and wanted_open(ten, 1, 4.0, extra) == wanted_open(ten, 1, 4.0) + 4
+    assert missing(["a"] * 20, {}, ten, 1, 4.0, extra) == missing(["a"] * 20, {}, ten, 1, 4.0) + 2
+    assert 0 < adapted(extra, 15, 10, 4.0) < extra and adapted(19.5, 0, 10, 4.0) == 20
 
 
 def test_who_is_at_work() -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _STATE_SECONDS = 0.5
 """Between two states, at least, unless something failed."""
 _LOOK_SECONDS = 1.0
+_ACCOUNTS_SECONDS = 60.0
+"""Between two looks at the accounts of annotators, at least."""
 
 
 def live(
@@ -72,7 +74,11 @@ step it is in; `al round` then asks the rest of the batch, as ever.
     workspace = original_workspace()
     layout = workspace.layout
     with running(layout):
-        asking = Live(workspace, lambda: connect(workspace), on_progress=discard if as_json else print_step)
+        asking = Live(
+            workspace,
+            lambda: connect(workspace, accounts_seconds=_ACCOUNTS_SECONDS),
+            on_progress=discard if as_json else print_step,
+        )
         _stop_on_signals(asking)
         shown, token = _Shown(asking, not as_json), token_of(workspace)
         with (

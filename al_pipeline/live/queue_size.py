@@ -14,6 +14,8 @@ RECENT = 8
 """Questions asked just before, from which the next one must differ, besides the open ones."""
 MOST_BUFFER = 500
 """Questions that are asked ahead, at most, when a round is about to close."""
+_FADE = 0.95
+"""What is left of the extra questions after a step in which nobody found the queue empty."""
 HELD_SECONDS = 86_400.0
 """How long Label Studio keeps a task for somebody who opened it and went away."""
 
@@ -40,14 +42,25 @@ def spare(answers_per_step: float) -> int:
     return max(AHEAD, math.ceil(answers_per_step + 2 * math.sqrt(answers_per_step)))
 
 
-def wanted_open(people: AtWork, least: int, answers_per_step: float = 0.0) -> int:
+def adapted(extra: float, open_tasks: int, present: int, answers_per_step: float) -> float:
+    """How many questions more are open, as the last steps were too slow for so many people.
+
+    It grows as long as people may have found nothing: of the `open_tasks`, each of those `present` holds one. Where a
+    step brings less than one answer, the questions ahead are enough.
+    """
+    if answers_per_step >= 1 and open_tasks <= present:
+        return min(2.0 * present, extra + AHEAD)
+    return _FADE * extra
+
+
+def wanted_open(people: AtWork, least: int, answers_per_step: float = 0.0, extra: float = 0.0) -> int:
     """The number of open questions.
 
     One for each person at work (at least `least`), one for each who may hold one without being there, and the `spare`
-    ones, of which each person takes no more than one in a step.
+    ones, of which each person takes no more than one in a step; and `extra` ones, see `adapted`.
     """
     present = max(least, len(people.present))
-    return present + len(people.away) + min(spare(answers_per_step), max(AHEAD, present))
+    return present + len(people.away) + min(spare(answers_per_step), max(AHEAD, present)) + round(extra)
 
 
 def missing(
@@ -56,6 +69,7 @@ def missing(
     people: AtWork,
     least: int,
     answers_per_step: float = 0.0,
+    extra: float = 0.0,
 ) -> int:
     """The number of questions to ask now, so that nobody's queue runs empty.
 
@@ -63,7 +77,7 @@ def missing(
     skipped, who is not asked them again.
     """
     own = [len(set(answered_by.get(who, ())) & set(open_tasks)) for who in people.present]
-    return max(0, wanted_open(people, least, answers_per_step) - len(open_tasks) + max(own, default=0))
+    return max(0, wanted_open(people, least, answers_per_step, extra) - len(open_tasks) + max(own, default=0))
 
 
 def buffer_size(answers_per_second: float, build_seconds: float) -> int:

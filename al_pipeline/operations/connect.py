@@ -112,10 +112,10 @@ def connect_to(workspace: Workspace, url: str, token: str) -> About:
     return about
 
 
-def connect(workspace: Workspace, most_seconds: float = math.inf) -> LabelStudioOracle:
+def connect(workspace: Workspace, most_seconds: float = math.inf, accounts_seconds: float = 0.0) -> LabelStudioOracle:
     """A client for the workspace's Label Studio; sends nothing yet. Raises LabelStudioRefused if none is configured.
 
-    Its timeout is that of `params.yaml`, but at most `most_seconds`.
+    Its timeout is that of `params.yaml`, but at most `most_seconds`. `accounts_seconds`: see the client.
     """
     known = workspace.credentials()
     if missing := [name for name in ("url", "token") if name not in known]:
@@ -127,7 +127,7 @@ def connect(workspace: Workspace, most_seconds: float = math.inf) -> LabelStudio
     from al_pipeline.integrations.label_studio.client import LabelStudioOracle
 
     seconds = min(workspace.params.label_studio.timeout_seconds, most_seconds)
-    return LabelStudioOracle(known["url"], known["token"], seconds)
+    return LabelStudioOracle(known["url"], known["token"], seconds, accounts_seconds=accounts_seconds)
 
 
 def refuse_elsewhere(workspace: Workspace) -> None:

@@ -31,7 +31,7 @@ from al_pipeline.files import read_object
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.oracle import Oracle, ProjectRef
 from al_pipeline.live.plan import append, remember_size
-from al_pipeline.live.queue_size import RECENT, AtWork, at_work, buffer_size, missing, wanted_open
+from al_pipeline.live.queue_size import RECENT, AtWork, adapted, at_work, buffer_size, missing, wanted_open
 from al_pipeline.logs import get_logger
 from al_pipeline.operations.close import is_closed
 from al_pipeline.operations.connect import stored_project
@@ -73,7 +73,7 @@ _LEAST_PAUSE, _PAUSE_OF_GAP = 0.1, 0.3
 _COLLECT_SECONDS = 10.0
 _BUILD_SECONDS = 15.0
 """What building a round takes, as long as none was built."""
-_RATE_SECONDS, _LEAST_RATE_SECONDS = 30.0, 10.0
+_RATE_SECONDS = 10.0
 """The time over which the rate of answers is measured."""
 
 
@@ -170,6 +170,8 @@ class Live:
         """The seconds from one step to the next."""
         self._collect_at = 0.0
         self._times: list[float] = []
+        self._extra = 0.0
+        """Questions that are open besides the usual ones, as steps were too slow."""
         self._memory = PullMemory()
         self._long_pull_at = 0.0
         self._former: Collection[str] = ()
@@ -250,10 +252,10 @@ class Live:
         )
 
     def answers_per_second(self) -> float:
-        """The rate of answers in the last minutes."""
+        """The rate of answers in the last seconds."""
         now = self._clock()
         self._times = [one for one in self._times if now - one <= _RATE_SECONDS]
-        return len(self._times) / max(_LEAST_RATE_SECONDS, min(_RATE_SECONDS, now - self.started))
+        return len(self._times) / _RATE_SECONDS
 
     def step(self) -> Step:
         """Pull, learn, ask what is missing; run a tick where one is due. Raises AlError, with the step undone or redone
@@ -428,6 +430,9 @@ class Live:
             found.more = more_answers(layout, params, found.tasks, forecasts, events)
         new = found.fold.update(events, found.more)
         self._note_people(new, len(new) == len(events))
+        present = max(params.live.people, len(self.people.present))
+        pace = self.answers_per_second() * self._cycle
+        self._extra = adapted(self._extra, len(found.open_keys), present, pace)
 
     def _learn(self) -> bool:
         """Update the model to all answers; return whether it changed."""
@@ -494,12 +499,12 @@ class Live:
         found, params, people = self.round, self.workspace.params, self.people
         assert found is not None
         pace = self.answers_per_second() * self._cycle
-        size = wanted_open(people, params.live.people, pace)
+        size = wanted_open(people, params.live.people, pace, self._extra)
         answered_by: dict[str, set[str]] = {}
         for key, who in found.fold.open_keys.items():
             for one in who:
                 answered_by.setdefault(one, set()).add(key)
-        count = missing(found.open_keys, answered_by, people, params.live.people, pace)
+        count = missing(found.open_keys, answered_by, people, params.live.people, pace, self._extra)
         if at_once:
             count -= size - len(people.away) - max(params.live.people, len(people.present)) - 1
         if closes:

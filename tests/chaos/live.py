@@ -21,8 +21,10 @@ from chaos.lab import FaultCount, Lab, Scenario
 from chaos.sites import TICK_SECONDS, Site, Tick, TwinPeople, expect, said
 
 KILLS_VARIABLE = "CHAOS_LIVE_KILLS"
-KILLS, KILLS_PER_STORY = 40, 10
+KILLS, KILLS_PER_STORY = 40, 20
 """The number of random kills, unless the variable says another; and in each story: the pool has 68 items."""
+_PAUSE = 0.8
+"""Between two answers while it is killed, in seconds: two or three in each of its lives, so that the pool lasts."""
 _LONGEST = 3.0
 """The latest instant of a kill after a start, in seconds."""
 
@@ -109,7 +111,7 @@ def _at_random(lab: Lab, tally: FaultCount, seed: int, kills: int) -> None:
         room = Room(site)
         for _ in range(kills):
             with room.live() as live:
-                room.go_on(draw.uniform(0.3, _LONGEST), pause=0.3)
+                room.go_on(draw.uniform(0.3, _LONGEST), pause=_PAUSE)
                 live.process.kill()
             tally.strike()
         with room.live():

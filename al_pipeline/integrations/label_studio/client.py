@@ -6,6 +6,7 @@ the SDK is imported for the first request about projects, users or versions.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -85,8 +86,9 @@ class About(Struct, frozen=True):
 class LabelStudioOracle:
     """Label Studio at `url`, with a token of either kind. Close it, or use it as a context manager.
 
-    `timeout` limits each request, in seconds; `transport` replaces the network in tests. Creating it sends nothing.
-    Raises LabelStudioRefused for an invalid address or token.
+    `timeout` limits each request, in seconds; `transport` replaces the network in tests. `accounts_seconds`: how long
+    the addresses of accounts are believed before changes are read with them. Creating it sends nothing. Raises
+    LabelStudioRefused for an invalid address or token.
     """
 
     def __init__(
@@ -95,12 +97,14 @@ class LabelStudioOracle:
         token: str,
         timeout: float = 60.0,
         *,
+        accounts_seconds: float = 0.0,
         sleep: Callable[[float], None] = time.sleep,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._transport = Transport(url, token, timeout, sleep=sleep, transport=transport)
         self._token, self._timeout = token, timeout
         self._emails: dict[int, str] = {}
+        self._accounts_seconds, self._listed_at = accounts_seconds, -math.inf
 
     def __repr__(self) -> str:
         return f"LabelStudioOracle({self.url!r})"
@@ -301,7 +305,8 @@ class LabelStudioOracle:
     def answered(self, ref: ProjectRef, since: str | None) -> Iterator[AnsweredTask]:
         """Tasks changed since then with all annotations; see Oracle."""
         touched = [] if since is None else [_changed_since(since)]
-        self._emails = self._list_emails()
+        if since is None or time.monotonic() - self._listed_at >= self._accounts_seconds:
+            self._emails = self._list_emails()
         yield from self._answered(ref, touched)
 
     def answered_after(self, ref: ProjectRef, task_id: int, before: str, limit: int) -> Iterator[AnsweredTask]:
@@ -407,7 +412,9 @@ class LabelStudioOracle:
         return self._emails[number]
 
     def _list_emails(self) -> dict[int, str]:
-        return self._transport.read("listing the users", partial(self._transport.get, "api/users/"), parse_users)
+        found = self._transport.read("listing the users", partial(self._transport.get, "api/users/"), parse_users)
+        self._listed_at = time.monotonic()
+        return found
 
 
 # Requests and replies of the SDK, as objects with attributes --------------------------------------------------------
