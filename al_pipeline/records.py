@@ -387,11 +387,12 @@ class ClassChange(Struct, frozen=True, forbid_unknown_fields=True):
 class LabelIntervention(Struct, frozen=True, forbid_unknown_fields=True):
     """An intervention on labels, as the ledger holds it.
 
-    It lists no events. Those that it affects are derived at each fold, from its place in the ledger and the other
-    interventions in force (see `annotation.active_events`).
+    It lists no events that it affects: those are derived at each fold, from its place in the ledger and the other
+    interventions in force (see `annotation.active_events`). A `hold` does, in its event's `targets`, since a setting
+    made it and no person's request; whether it is in force is derived, from gold.
     """
 
-    kind: Literal["rollback", "undo", "revoke", "restore", "schema"]
+    kind: Literal["rollback", "undo", "revoke", "restore", "schema", "hold"]
     to: int | None = None
     """rollback: the round whose snapshot is restored. Rounds after it, up to the event's own, are abandoned."""
     after: str | None = None
@@ -402,10 +403,17 @@ class LabelIntervention(Struct, frozen=True, forbid_unknown_fields=True):
     """revoke, restore: the answers concerned."""
     change: ClassChange | None = None
     """schema: how the list of classes changes."""
+    bound: float | None = None
+    """hold: the share of right answers to gold that the annotator was below."""
+    gold: tuple[str, ...] = ()
+    """hold: the ids of the annotator's answers to gold, by which that was found."""
 
     def to_row(self) -> dict[str, Any]:
         """This intervention as a JSON object, without keys whose value is None."""
         row = {name: value for name, value in asdict(self).items() if value is not None}
+        del row["gold"]
+        if self.gold:
+            row["gold"] = list(self.gold)
         if self.change is not None:
             row["change"] = self.change.to_row()
         if self.selection is not None:
@@ -419,6 +427,7 @@ class LabelIntervention(Struct, frozen=True, forbid_unknown_fields=True):
             "revoke": self.selection,
             "restore": self.selection,
             "schema": self.change,
+            "hold": self.bound,
         }
         if needed[self.kind] is None:
             raise ValueError("the value that its kind requires is missing")
@@ -435,7 +444,8 @@ class Event(Struct, frozen=True, forbid_unknown_fields=True):
     `previous` is a `delete` reappeared after it had vanished. An `adjudicate` is a reviewer's ruling, its `reason` the
     comment; one without a label is a review without a ruling.
     A quarantine, restore or schema holds the person's request in `intervention`. Quarantines and restores of earlier
-    versions list the ids of the affected events in `targets` instead. `targets` of a `task_gone`: the answers that its
+    versions list the ids of the affected events in `targets` instead; a hold lists those that it keeps out while it is
+    in force. `targets` of a `task_gone`: the answers that its
     task had.
     A `correct` says which text a user's id stands for now: its item is that text's, `targets` are the items of all
     other texts that the id had, and `annotation_key` is `correction:<the user's id>`; the newest one counts.

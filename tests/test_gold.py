@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from harness import Played, answer_all, change_params, go_on, small_workspace
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from al_pipeline.annotation.gold import (
     answers_to_gold,
     choose_gold,
     gold_items,
+    is_below,
     mixed_in,
     right_and_all,
     unexpired,
@@ -28,6 +30,7 @@ from al_pipeline.data.ledger import read_events
 from al_pipeline.data.outputs import read_labeled, read_unresolved
 from al_pipeline.data.pool import read_ids
 from al_pipeline.errors import BadInput, NothingToDo
+from al_pipeline.evaluation.online import wilson
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.notifications.messages import Answer
@@ -40,7 +43,8 @@ from al_pipeline.operations.quality import quality
 from al_pipeline.operations.review import review
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import tick
-from al_pipeline.records import Event, PlannedTask, Selection
+from al_pipeline.records import ClassChange, Event, LabelIntervention, PlannedTask, Selection
+from al_pipeline.rounds.interventions import Intervention, control_event
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 ANN, EVE, CHIEF = "ann@example.org", "eve@example.org", "chief@example.org"
@@ -114,6 +118,68 @@ def test_gold_that_few_have_seen_comes_first() -> None:
     known = gold_items([gold("spam", item) for item in "abc"])
     assert [one.item_id for one in choose_gold(known, {"a": 2, "b": 0, "c": 1}, 2, "s")] == ["b", "c"]
     assert choose_gold(known, {"a": 0, "b": 0}, 5, "s") == choose_gold(known, {"b": 0, "a": 0}, 5, "s")
+
+
+LABELS = ("ham", "spam")
+
+
+def a_hold(gold_says: str = "spam") -> list[Event]:
+    """Eve answers six gold items with ham, and x and y; the close of her round holds x and y."""
+    items = [f"g{number}" for number in range(6)]
+    known = [gold(gold_says, item) for item in items]
+    to_gold = [event("label", EVE, "ham", item) for item in items]
+    others = [event("label", EVE, "spam", item) for item in "xy"]
+    asked = LabelIntervention("hold", bound=0.7, gold=tuple(one.event_id for one in to_gold))
+    targets = tuple(one.event_id for one in others)
+    hold = Event("h", "quarantine", "", "", "pool", -1, "hold:h", "al-pipeline", intervention=asked, targets=targets)
+    return [*known, *to_gold, *others, hold]
+
+
+def control(kind: str, number: int, **values: Any) -> Event:
+    return control_event(Intervention(number, kind, 1, "me", "2026-01-01", "", labels=True, **values))  # type: ignore[arg-type]
+
+
+def labelled(events: list[Event]) -> set[str]:
+    return {row.item_id for row in fold(events, LABELS).labeled}
+
+
+def test_a_hold_stands_while_gold_says_so() -> None:
+    """Nothing about it is decided once: known labels that turn out wrong let the answers count again."""
+    events = a_hold()
+    assert labelled(events) == set() and labelled(a_hold("ham")) == {"x", "y"}
+    ruled = [event("adjudicate", CHIEF, "ham", f"g{number}", f"w.review:000001:g{number}#r.c") for number in range(4)]
+    assert labelled([*events, *ruled[:1]]) == set() and labelled([*events, *ruled]) == {"x", "y"}
+    gone = [event("delete", "boss", None, f"g{number}", f"gold:hash g{number}") for number in range(2)]
+    assert labelled([*events, *gone]) >= {"x", "y"}, "too few answers to gold are left"
+    later = event("label", EVE, "ham", "z")
+    assert labelled([*events, later]) == {"z"}, "the next close decides on later answers"
+    assert msgspec.json.decode(msgspec.json.encode(events[-1].to_row()), type=Event) == events[-1]
+    assert "gold" not in LabelIntervention("undo", undoes=1).to_row()
+
+
+def test_a_hold_beside_other_interventions() -> None:
+    events = a_hold()
+    restored = control("restore", 1, selection=Selection(item="x"))
+    assert labelled([*events, restored]) == {"x"}
+    assert labelled([*events, restored, control("undo", 2, undoes=1)]) == set()
+    revoked = control("revoke", 3, selection=Selection(annotator=EVE))
+    ruled = [event("adjudicate", CHIEF, "ham", f"g{number}", f"w.review:000001:g{number}#r.c") for number in range(6)]
+    assert labelled([*events, revoked, *ruled]) == set(), "what was revoked while it was held stays out"
+    both = [*events, revoked, control("restore", 4, selection=Selection(item="y"))]
+    assert labelled(both) == {"y"}
+    change = ClassChange("rename", LABELS, ("spam",), ("junk",))
+    renamed = [*events, control("schema", 5, change=change)]
+    assert {row.item_id for row in fold(renamed, ("ham", "junk")).labeled} == set(), "the known labels follow"
+
+
+@given(st.integers(FIRST, 300), st.data(), st.sampled_from([0.0, 0.3, 0.7, 0.95, 1.0]))
+@settings(max_examples=200, derandomize=True, deadline=None)
+def test_below_the_bound_is_below_it_with_the_whole_interval(answers: int, data: Any, bound: float) -> None:
+    right = data.draw(st.integers(0, answers))
+    _, high = wilson(right, answers, 0.95)
+    assert high is not None
+    assert is_below(right, answers, bound) == (high < bound) or abs(high - bound) < 1e-9
+    assert not is_below(0, FIRST - 1, 1.0)
 
 
 # On real git and DVC ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from al_pipeline.annotation.answers import NOT_ANNOTATIONS
 from al_pipeline.annotation.class_changes import Reopened, Schemas, State, mapped
+from al_pipeline.annotation.gold import Gold, gold_items, is_below
 from al_pipeline.errors import BadInput
 from al_pipeline.records import Event, Selection, is_of_review, round_name
 
@@ -46,6 +47,9 @@ def active(events: Iterable[Event]) -> list[Event]:
       the same annotation, so that no withdrawn or older version comes back.
     - A restoration brings back annotations that are out at its place and match its selection, with all that happened to
       them since: one that was deleted afterwards does not count again.
+    - A hold keeps out the answers in its `targets` while gold says that their annotator was below its bound: by the
+      answers to gold that it names and the known labels that count now. A restoration that selects one lets it count;
+      a revocation takes out one that is held, too.
     - A change of classes maps earlier answers, and later ones that name its old classes (`class_changes`). Answers with
       a class that is gone are left out.
 
@@ -61,10 +65,35 @@ def counted(events: Iterable[Event]) -> Counted:
     if set(map(_TYPE, ledger)).isdisjoint(CONTROLS):
         return Counted(ledger, {})
     schemas = _schemas(ledger)
-    counts = _counts(ledger, schemas)
+    found = _in_present_classes(ledger, _counts(ledger, schemas), schemas)
+    if any(_kind(event) == "hold" for event in ledger):  # no answer that can be held is gold or a ruling
+        holds = _standing_holds(ledger, schemas, gold_items(found.events))
+        found = _in_present_classes(ledger, _counts(ledger, schemas, holds), schemas)
+    return found
+
+
+def _in_present_classes(ledger: Sequence[Event], counts: Sequence[bool], schemas: Schemas | None) -> Counted:
     if schemas is None:
         return Counted([event for event, yes in zip(ledger, counts, strict=True) if yes], {})
     return Counted(*mapped(ledger, counts, schemas), schemas)
+
+
+def _standing_holds(ledger: Sequence[Event], schemas: Schemas | None, gold: Mapping[str, Gold]) -> frozenset[int]:
+    """The places of the holds whose annotators were below the bound, by the known labels of now."""
+    places = {event.event_id: place for place, event in enumerate(ledger)}
+    found = set()
+    for place, event in enumerate(ledger):
+        if (asked := event.intervention) is None or asked.kind != "hold" or asked.bound is None:
+            continue
+        answers = [(ledger[places[one]], places[one]) for one in asked.gold if places.get(one, place) < place]
+        right = [
+            gold[answer.item_id].label == (answer.label if schemas is None else schemas.meaning(answer.label, at).label)
+            for answer, at in answers
+            if answer.item_id in gold and answer.label is not None
+        ]
+        if is_below(sum(right), len(right), asked.bound):
+            found.add(place)
+    return frozenset(found)
 
 
 def schemas_of(events: Iterable[Event]) -> Schemas | None:
@@ -167,8 +196,8 @@ def _kind(event: Event) -> str | None:
     return None if event.intervention is None else event.intervention.kind
 
 
-def _counts(ledger: Sequence[Event], schemas: Schemas | None) -> list[bool]:
-    """Whether each event of `ledger`, which holds each event once, counts."""
+def _counts(ledger: Sequence[Event], schemas: Schemas | None, holds: Collection[int] = ()) -> list[bool]:
+    """Whether each event of `ledger`, which holds each event once, counts. `holds`: the places of those that stand."""
     counts = [event.type not in CONTROLS for event in ledger]
     if all(counts):
         return counts
@@ -179,6 +208,7 @@ def _counts(ledger: Sequence[Event], schemas: Schemas | None) -> list[bool]:
     decisions: dict[str, bool] = {}
     abandoned: set[int] = set()
     by_annotation: defaultdict[str, list[int]] = defaultdict(list)
+    held: set[int] = set()
     for position, event in enumerate(ledger):
         intervention = event.intervention
         if event.type not in CONTROLS:
@@ -192,6 +222,8 @@ def _counts(ledger: Sequence[Event], schemas: Schemas | None) -> list[bool]:
             _apply_selection(intervention.selection, intervention.kind == "restore", seen, rulings, counts)
         elif position not in in_force:
             continue
+        elif position in holds:
+            held.update(place for one in event.targets if (place := positions.get(one, position)) < position)
         elif intervention is None:
             decided = _decisions(event, ledger, positions)
             decisions |= decided
@@ -205,8 +237,14 @@ def _counts(ledger: Sequence[Event], schemas: Schemas | None) -> list[bool]:
                 counts[place] &= is_of_review(ledger[place].annotation_key)
             abandoned |= set(range(intervention.to + 1, event.round + 1))
         elif intervention.selection is not None:
-            seen = _as_seen(ledger, schemas, position, intervention.selection)
-            _apply_selection(intervention.selection, intervention.kind == "restore", seen, by_annotation, counts)
+            seen, restores = _as_seen(ledger, schemas, position, intervention.selection), intervention.kind == "restore"
+            shown = [yes and place not in held for place, yes in enumerate(counts)] if held and restores else counts
+            _apply_selection(intervention.selection, restores, seen, by_annotation, shown)
+            if shown is not counts:
+                held -= {place for place in held if shown[place]}
+                counts = [yes or before for yes, before in zip(shown, counts, strict=True)]
+    for place in held:
+        counts[place] = False
     return counts
 
 

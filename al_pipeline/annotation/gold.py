@@ -6,6 +6,7 @@ no part of the labelled set, whatever people answer.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -22,6 +23,8 @@ REASON = "gold: its label is known, and not trained on"
 """Why a gold item is not queried."""
 FIRST = 5
 """Somebody with fewer answers to gold is new: the next round begins with gold."""
+_Z = 1.959963984540054
+"""The 97.5 % quantile of the normal distribution."""
 
 
 class Gold(Struct, frozen=True):
@@ -65,6 +68,7 @@ class Seen(Struct, frozen=True):
     item_id: str
     annotator: str
     label: str
+    event_id: str = ""
 
 
 def answers_to_gold(counted: Iterable[Event], keys: Collection[str]) -> list[Seen]:
@@ -84,7 +88,8 @@ def answers_to_gold(counted: Iterable[Event], keys: Collection[str]) -> list[See
     found: dict[tuple[str, str], Seen] = {}
     for event in now.values():
         if event.label is not None:
-            found.setdefault((event.item_id, event.annotator), Seen(event.item_id, event.annotator, event.label))
+            one = Seen(event.item_id, event.annotator, event.label, event.event_id)
+            found.setdefault((event.item_id, event.annotator), one)
     return list(found.values())
 
 
@@ -96,6 +101,13 @@ def right_and_all(seen: Iterable[Seen], gold: Mapping[str, Gold]) -> dict[str, t
             counts[one.annotator][0] += one.label == gold[one.item_id].label
             counts[one.annotator][1] += 1
     return {who: (right, total) for who, (right, total) in sorted(counts.items())}
+
+
+def is_below(right: int, answers: int, bound: float) -> bool:
+    """Whether the whole 95 % interval of a share, Wilson's, is below `bound`; not with fewer than FIRST answers."""
+    if answers < FIRST:
+        return False
+    return right / answers < bound - _Z * math.sqrt(bound * (1 - bound) / answers)  # the interval inverts this test
 
 
 def unexpired(gold: Mapping[str, Gold], seen: Iterable[Seen], everybody: Collection[str]) -> dict[str, int]:

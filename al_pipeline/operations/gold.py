@@ -39,7 +39,15 @@ from al_pipeline.operations.gold_figures import below_bound
 from al_pipeline.operations.ingest import ingest
 from al_pipeline.operations.intervene import locked_for_intervention
 from al_pipeline.params import Params
-from al_pipeline.records import Event, PlannedTask, content_hash, event_digest, is_of_review, push_key
+from al_pipeline.records import (
+    Event,
+    LabelIntervention,
+    PlannedTask,
+    content_hash,
+    event_digest,
+    is_of_review,
+    push_key,
+)
 from al_pipeline.workspace.home import user_name
 from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace
@@ -221,15 +229,16 @@ def gold_keys(plans: Mapping[str, PlannedTask]) -> frozenset[str]:
 def hold_answers(layout: Layout, params: Params, plans: Mapping[str, PlannedTask], now: datetime) -> dict[str, int]:
     """With `quality.hold`, quarantine the answers in the inbox of those whose accuracy on gold is below the bound.
 
-    It is an event for each of them, which says why, and `al labels restore` takes back. Returns the number of answers
-    held, by annotator. A killed close can repeat it.
+    It is an event for each of them, which says why, and `al labels restore` takes back. It stands while gold says so
+    (`annotation.active_events`). Returns the number of answers held, by annotator. A killed close can repeat it.
     """
     if not params.quality.hold:
         return {}
     events = read_events(layout.events, layout.inbox_events)
-    low = below_bound(params, active(events), gold_keys(plans))
+    counted, keys = active(events), gold_keys(plans)
+    low, gold = below_bound(params, counted, keys), gold_items(counted)
+    seen = [one for one in answers_to_gold(counted, keys) if one.item_id in gold]
     known, targeted = known_ids(layout.events), {target for event in events for target in event.targets}
-    keys = gold_keys(plans)
     held: dict[str, int] = {}
     made = []
     for who, why in low.items():
@@ -245,10 +254,12 @@ def hold_answers(layout: Layout, params: Params, plans: Mapping[str, PlannedTask
         if targets:
             held[who] = len(targets)
             event_id = event_digest("hold", *targets)
+            evidence = tuple(one.event_id for one in seen if one.annotator == who)
             made.append(
                 Event(
                     event_id, "quarantine", "", "", "pool", IMPORT_ROUND, f"hold:{event_id[:12]}", "al-pipeline",
                     reason=f"{HELD}{who} {why}", targets=targets, observed_at=now.isoformat(timespec="seconds"),
+                    intervention=LabelIntervention("hold", bound=params.quality.min_gold, gold=evidence),
                 )
             )  # fmt: skip
     add_to_inbox(layout.inbox_events, made, ledger=layout.events)

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from al_pipeline.annotation.gold import FIRST, GOLD, answers_to_gold, gold_items, right_and_all, unexpired
+from al_pipeline.annotation.gold import GOLD, answers_to_gold, gold_items, is_below, right_and_all, unexpired
 from al_pipeline.evaluation.online import wilson
 from al_pipeline.params import Params
 from al_pipeline.records import Event, PlannedTask
@@ -70,7 +70,7 @@ def below_bound(params: Params, counted: Sequence[Event], keys: Collection[str])
     return {
         one.annotator: f"{one.sentence()}; quality.min_gold is {100 * bound:.0f} %"
         for one in on_gold(counted, keys)
-        if one.answers >= FIRST and one.high < bound
+        if is_below(one.right, one.answers, bound)
     }
 
 
