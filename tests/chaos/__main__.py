@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--failed", action="store_true", help="play those that failed again, too")
     parser.add_argument("--only", default="", help="scenarios whose name or kind matches this; writes no record")
     parser.add_argument("--workers", type=int, default=2, help="scenarios at once")
-    parser.add_argument("--live-kills", type=int, default=KILLS, help="random kills of al live; 500 take half an hour")
+    parser.add_argument("--live-kills", type=int, default=KILLS, help="random kills of al live; 500 take 20 minutes")
     parser.add_argument("--outcomes", type=Path, default=OUTCOMES)
     options = parser.parse_args()
     for name in (*NOT_THE_USERS, "PYTHONPATH"):
