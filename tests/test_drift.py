@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,16 +34,22 @@ from al_pipeline.drift.domain import RIDGE, domain_test, term_vectors
 from al_pipeline.drift.permutations import p_value, permute
 from al_pipeline.drift.vocabulary import vocabulary_test
 from al_pipeline.errors import AlError
-from al_pipeline.files import write_jsonl
+from al_pipeline.features.shards import digest_rows
+from al_pipeline.features.vectors import Vectors
+from al_pipeline.files import write_json, write_jsonl
+from al_pipeline.operations import drift as drift_operation
 from al_pipeline.operations import drift_looks
 from al_pipeline.operations.drift_looks import look_at_requests, main, read_looks
 from al_pipeline.operations.ingestion.traffic import taken
 from al_pipeline.operations.init import init
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import TickReport, tick
+from al_pipeline.params import parse_params
+from al_pipeline.records import Item, content_hash
 from al_pipeline.serving.metrics import Metrics
 from al_pipeline.traffic.journal import Journal
 from al_pipeline.traffic.rows import LoggedRequest, to_line
+from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 OLD = ["meeting", "agenda", "minutes", "budget", "report", "call", "plan", "draft"]
@@ -313,6 +320,27 @@ def test_al_drift_compares_a_file_with_the_pool(
     assert (code, json.loads(out)["texts"]["rows"]) == (0, 60)
     assert run("--since", "30s", "--json")[0] == 2
     assert run(str(other), "--since", "1d", "--json")[0] == 2
+
+
+def test_vectors_of_requests_are_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A team may share the cache of vectors, and deleting a request would leave them there."""
+
+    class Lengths:
+        def encode(self, texts: Sequence[str], _: object = None) -> NDArray[np.float32]:
+            return np.array([[len(text), 1] for text in texts], np.float32)
+
+    monkeypatch.setattr(Vectors, "_encoder", lambda _: Lengths())
+    (tmp_path / "encoder").mkdir()
+    write_json(tmp_path / "encoder/config.json", {})
+    template = Path(__file__).parents[1] / "params.yaml"
+    features, cache = parse_params(template.read_text(encoding="utf-8")).features, tmp_path / "cache"
+    published: Any = SimpleNamespace(folder=tmp_path, features=features, device="cpu")
+    encoded = Vectors(tmp_path / "encoder", cache, features, "cpu")
+    known, new = ([Item(text, content_hash(text), text) for text in texts] for texts in (["a", "bb"], ["a", "cccc"]))
+    with_both = drift_operation._unstored(published, encoded, known, new, private_folder(tmp_path / "traffic"))
+    assert with_both[:, 0].tolist() == [1, 2, 1, 4]
+    assert encoded.missing_digests([digest_rows([content_hash(one) for one in ("a", "bb", "cccc")])]).shape[0] == 1
+    assert not list((tmp_path / "traffic").iterdir())
 
 
 def keep(workspace: Workspace, texts: Sequence[str], time: float) -> None:

@@ -56,13 +56,14 @@ most.
 
     workspace = current_workspace()
     if not files:
-        return _show(measure(workspace, kept_requests(workspace, 0.0 if since is None else _moment(since))), as_json)
+        kept = kept_requests(workspace, 0.0 if since is None else _moment(since))
+        return _show(measure(workspace, kept, store=False), as_json)
     if since is not None:
         raise UsageError("--since is for kept requests; leave it out with a file")
     with open_inputs(files, input_format, encoding) as inputs:
         for note in inputs.notes:
             warn(note)
-        found = measure(workspace, read_texts(inputs.sources, text_column, id_column, warn))
+        found = measure(workspace, read_texts(inputs.sources, text_column, id_column, warn), store=True)
     _show(found, as_json)
 
 

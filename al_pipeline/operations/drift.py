@@ -1,4 +1,7 @@
-"""Compare new texts with the pool, by the promoted model and its encoder. Changes nothing but the cache of vectors."""
+"""Compare new texts with the pool, by the promoted model and its encoder. Changes nothing but the cache of vectors.
+
+Vectors of kept requests do not enter that cache: a team may share it, and it does not know how long requests are kept.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from al_pipeline.data.pool import fetch, iter_keys, read_ids
 from al_pipeline.data.served import request_weights
@@ -14,13 +18,18 @@ from al_pipeline.drift.assessment import LEAST_WINDOW, REFERENCE, WINDOW, Drift,
 from al_pipeline.drift.domain import term_vectors
 from al_pipeline.errors import AlError, NothingToDo
 from al_pipeline.features import tfidf
-from al_pipeline.features.vectors import open_vectors
+from al_pipeline.features.vectors import Vectors, open_vectors
+from al_pipeline.files import temporary_folder
 from al_pipeline.models.loading import vectors_for
 from al_pipeline.operations.predict import PublishedModel, TextRow, check_encoder, open_model
 from al_pipeline.operations.snapshots import snapshots
 from al_pipeline.records import Item, LabeledItem, content_hash, round_name
 from al_pipeline.traffic.store import TrafficStore
+from al_pipeline.workspace.home import private_folder
 from al_pipeline.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from al_pipeline.features.cache import Vectors as Rows
 
 _MOST_TEST = 2000
 _BATCH = 10_000
@@ -43,10 +52,11 @@ class FileDrift:
         return {**found, "round": self.round, "texts": {"rows": self.rows, "distinct": self.distinct, **found["texts"]}}
 
 
-def drift(workspace: Workspace, texts: Iterator[Sequence[TextRow]]) -> FileDrift:
+def drift(workspace: Workspace, texts: Iterator[Sequence[TextRow]], *, store: bool) -> FileDrift:
     """Compare the texts of a file, in batches of (id, text), with a fixed random sample of the pool.
 
-    Raises NothingToDo without a promoted model or enough texts, and what `open_model` raises.
+    `store`: whether their vectors enter the cache, too. Raises NothingToDo without a promoted model or enough texts,
+    and what `open_model` raises.
     """
     layout = workspace.layout
     rows, distinct, window = _window(texts)
@@ -59,15 +69,20 @@ def drift(workspace: Workspace, texts: Iterator[Sequence[TextRow]]) -> FileDrift
         raise NothingToDo(f"the pool has {len(reference)} texts; {LEAST_WINDOW} are needed to compare others with them")
     test, labels = _test_set(workspace, published)
     encoded = open_vectors(published.folder / "encoder", layout.features, published.features, published.device)
-    items = [*reference, *window]
+    own = None
     if encoded is None:
-        read = [item.text for item in items]
+        read = [item.text for item in (*reference, *window)]
         vectors = term_vectors(tfidf.fit(read).transform(read))
     else:
         check_encoder(published, encoded.identity)
-        vectors = encoded.of(items)
+        if store:
+            vectors = encoded.of([*reference, *window])
+        else:
+            vectors = _unstored(published, encoded, reference, window, private_folder(layout.traffic))
+        own = vectors[len(reference) :]
     proba = [
-        model.predict_proba([item.text for item in some], vectors_for(model, encoded, some)) for some in (window, test)
+        model.predict_proba([item.text for item in window], own if model.needs_vectors else None),
+        model.predict_proba([item.text for item in test], vectors_for(model, encoded, test)),
     ]
     found = compare(
         [item.text for item in reference],
@@ -79,6 +94,16 @@ def drift(workspace: Workspace, texts: Iterator[Sequence[TextRow]]) -> FileDrift
         workspace.params.seed,
     )
     return FileDrift(round_name(published.record.round), rows, distinct, found)
+
+
+def _unstored(
+    published: PublishedModel, encoded: Vectors, reference: Sequence[Item], window: Sequence[Item], folder: Path
+) -> Rows:
+    """The vectors of both, (n, d); those of the window are computed in a cache of their own, which is then deleted."""
+    with temporary_folder(folder) as place:
+        own = Vectors(published.folder / "encoder", place, published.features, published.device)
+        own.store([item.content_hash for item in reference], encoded.of(reference))
+        return own.of([*reference, *window])
 
 
 def _window(batches: Iterator[Sequence[TextRow]]) -> tuple[int, int, list[Item]]:

@@ -103,7 +103,7 @@ def _made(workspace: Workspace, now: float, last: Look | None) -> Look:
     from al_pipeline.operations.drift import drift, kept_requests
 
     since = now - _FIRST_DAYS * 86_400 if last is None else max(last.until, now - _MOST_DAYS * 86_400)
-    made = drift(workspace, kept_requests(workspace, since, now))
+    made = drift(workspace, kept_requests(workspace, since, now), store=False)
     found = made.drift
     most = max(_NEWEST, workspace.params.traffic.novel)
     newest = [str(row["id"]) for row in found.newest(most)] if DOMAIN in found.found else []
