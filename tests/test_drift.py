@@ -31,9 +31,11 @@ from al_pipeline.drift.accuracy import LEAST_LABELS, calibrate, estimated_accura
 from al_pipeline.drift.assessment import CLASSES, DOMAIN, WORDS, Drift, Texts, compare, holm
 from al_pipeline.drift.classes import class_test
 from al_pipeline.drift.domain import RIDGE, domain_test, term_vectors
+from al_pipeline.drift.look import Look, Looks
 from al_pipeline.drift.permutations import p_value, permute
 from al_pipeline.drift.vocabulary import vocabulary_test
 from al_pipeline.errors import AlError
+from al_pipeline.evaluation.figures import Estimate
 from al_pipeline.features.shards import digest_rows
 from al_pipeline.features.vectors import Vectors
 from al_pipeline.files import write_json, write_jsonl
@@ -320,6 +322,39 @@ def test_al_drift_compares_a_file_with_the_pool(
     assert (code, json.loads(out)["texts"]["rows"]) == (0, 60)
     assert run("--since", "30s", "--json")[0] == 2
     assert run(str(other), "--since", "1d", "--json")[0] == 2
+
+
+def a_look(**changes: Any) -> Look:
+    made: dict[str, Any] = {
+        "since": 0.0,
+        "until": 604_800.0,
+        "round": "round-0003",
+        "rows": 90,
+        "texts": 80,
+        "found": (DOMAIN, WORDS),
+        "p_values": {DOMAIN: 0.002},
+        "words": ("turbine",),
+        "newest": ("r1:0", "r2:0", "r2:1"),
+        "accuracy": Estimate(value=None, reason="it differs"),
+        "measured": Estimate(value=0.9, low=0.85, high=0.94),
+    }
+    return Look(**{**made, **changes})
+
+
+def test_a_look_has_the_measured_accuracy_beside_the_estimated_one() -> None:
+    looks = [Looks(tried_at=1.0, look=a_look()), Looks(tried_at=1.0, look=a_look(measured=None))]
+    assert (
+        looks[0]
+        .sentence()
+        .endswith(
+            "new words: turbine; no estimated accuracy, since it differs; measured on labelled requests 0.900 "
+            "(0.850–0.940), as of round-0003"
+        )
+    )
+    assert "measured" not in looks[1].sentence()
+    for one, there in zip(looks, (True, False), strict=True):
+        text = Metrics(lambda: 0, None, lambda one=one: one).text().decode()  # type: ignore[misc]
+        assert ("al_drift_measured_accuracy 0.9" in text) is there and "estimated_accuracy" not in text
 
 
 def test_vectors_of_requests_are_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

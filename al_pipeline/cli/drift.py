@@ -107,6 +107,8 @@ def _print(found: FileDrift) -> None:
         echo(
             f"estimated accuracy without labels: [bold]{accuracy.value:.3f}[/] ({accuracy.low:.3f}–{accuracy.high:.3f})"
         )
+    if found.on_requests is not None:
+        echo(f"with labels: {escape(found.on_requests.sentence())}")
 
 
 def _print_tests(found: FileDrift) -> None:

@@ -32,6 +32,8 @@ class Look(Struct, frozen=True, kw_only=True):
     """The texts least like the pool, as `REQUEST:PLACE`; empty without an alarm of the domain classifier."""
     accuracy: Estimate
     """Of the model on these texts, estimated without labels."""
+    measured: Estimate | None = None
+    """Of the model on labelled test items from requests, as of its round; None if there was none."""
     alarm_since: float | None = None
     """When the first look of an unbroken row of alarms was made; None without an alarm."""
 
@@ -51,10 +53,13 @@ class Look(Struct, frozen=True, kw_only=True):
                 told += f", as those of each look since {_stamp(self.alarm_since)}"
             if self.words:
                 told += f"; new words: {', '.join(self.words[:_SHOWN])}"
-        one = self.accuracy
-        if one.value is None or one.low is None or one.high is None:
-            return f"{told}; no estimated accuracy, since {one.reason}"
-        return f"{told}; estimated accuracy {one.value:.3f} ({one.low:.3f}–{one.high:.3f})"
+        if (estimated := _shown(self.accuracy)) is None:
+            told += f"; no estimated accuracy, since {self.accuracy.reason}"
+        else:
+            told += f"; estimated accuracy {estimated}"
+        if self.measured is None or (measured := _shown(self.measured)) is None:
+            return told
+        return f"{told}; measured on labelled requests {measured}, as of {self.round}"
 
 
 class Looks(Struct, frozen=True, kw_only=True):
@@ -79,6 +84,12 @@ def followed(look: Look, before: Look | None) -> float | None:
     if not look.alarm:
         return None
     return before.alarm_since if before is not None and before.alarm_since is not None else look.until
+
+
+def _shown(one: Estimate) -> str | None:
+    if one.value is None or one.low is None or one.high is None:
+        return None
+    return f"{one.value:.3f} ({one.low:.3f}–{one.high:.3f})"
 
 
 def _spoken(seconds: float) -> str:

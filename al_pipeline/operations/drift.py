@@ -17,6 +17,7 @@ from al_pipeline.data.served import request_weights
 from al_pipeline.drift.assessment import LEAST_WINDOW, REFERENCE, WINDOW, Drift, Texts, compare
 from al_pipeline.drift.domain import term_vectors
 from al_pipeline.errors import AlError, NothingToDo
+from al_pipeline.evaluation.figures import OnTraffic
 from al_pipeline.features import tfidf
 from al_pipeline.features.vectors import Vectors, open_vectors
 from al_pipeline.files import temporary_folder
@@ -45,11 +46,18 @@ class FileDrift:
     distinct: int
     """Number of texts among the rows; at most `WINDOW` of them are compared. Repeated texts count once."""
     drift: Drift
+    on_requests: OnTraffic | None
+    """The same model on test items that were drawn from requests, as of its round; None if none was labelled."""
 
     def to_json(self) -> dict[str, Any]:
         """All figures, with examples."""
-        found = self.drift.to_json()
-        return {**found, "round": self.round, "texts": {"rows": self.rows, "distinct": self.distinct, **found["texts"]}}
+        found, requests = self.drift.to_json(), self.on_requests
+        return {
+            **found,
+            "round": self.round,
+            "texts": {"rows": self.rows, "distinct": self.distinct, **found["texts"]},
+            "on_requests": requests and {**requests.accuracy_of_requests.to_row(), "items": requests.metrics.items},
+        }
 
 
 def drift(workspace: Workspace, texts: Iterator[Sequence[TextRow]], *, store: bool) -> FileDrift:
@@ -93,7 +101,7 @@ def drift(workspace: Workspace, texts: Iterator[Sequence[TextRow]], *, store: bo
         labels,
         workspace.params.seed,
     )
-    return FileDrift(round_name(published.record.round), rows, distinct, found)
+    return FileDrift(round_name(published.record.round), rows, distinct, found, published.record.traffic)
 
 
 def _unstored(

@@ -123,6 +123,7 @@ def _made(workspace: Workspace, now: float, last: Look | None) -> Look:
             high=found.accuracy.high,
             reason=found.accuracy.reason,
         ),
+        measured=None if made.on_requests is None else made.on_requests.accuracy_of_requests,
     )
     return replace(look, alarm_since=followed(look, last))
 

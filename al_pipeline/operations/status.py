@@ -263,7 +263,15 @@ def _drift(layout: Layout) -> Looks | None:
 def _drift_row(found: Looks) -> dict[str, Any]:
     look = found.look
     row = {"tried_at": found.tried_at, "problem": found.problem, "sentence": found.sentence()}
-    return row | {"look": look and {**asdict(look), "alarm": look.alarm, "accuracy": look.accuracy.to_row()}}
+    return row | {
+        "look": look
+        and {
+            **asdict(look),
+            "alarm": look.alarm,
+            "accuracy": look.accuracy.to_row(),
+            "measured": look.measured and look.measured.to_row(),
+        }
+    }
 
 
 def _other_classes(history: History) -> tuple[str, ...]:

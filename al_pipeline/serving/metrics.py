@@ -120,3 +120,6 @@ class _Drift(Collector):
         if look.accuracy.value is not None:
             text = "On these requests, without labels"
             yield GaugeMetricFamily("al_drift_estimated_accuracy", text, look.accuracy.value)
+        if look.measured is not None and look.measured.value is not None:
+            text = "On requests, by labelled test items from them, as of the model's round"
+            yield GaugeMetricFamily("al_drift_measured_accuracy", text, look.measured.value)
