@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import time
@@ -43,15 +44,16 @@ from al_pipeline.operations import drift as drift_operation
 from al_pipeline.operations import drift_looks
 from al_pipeline.operations.drift_looks import look_at_requests, main, read_looks
 from al_pipeline.operations.ingestion.traffic import taken
-from al_pipeline.operations.init import init
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import TickReport, tick
+from al_pipeline.operations.traffic import delete
 from al_pipeline.params import parse_params
 from al_pipeline.records import Item, content_hash
 from al_pipeline.serving.metrics import Metrics
 from al_pipeline.traffic.journal import Journal
 from al_pipeline.traffic.rows import LoggedRequest, to_line
 from al_pipeline.workspace.home import private_folder
+from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 OLD = ["meeting", "agenda", "minutes", "budget", "report", "call", "plan", "draft"]
@@ -357,6 +359,16 @@ def test_a_look_has_the_measured_accuracy_beside_the_estimated_one() -> None:
         assert ("al_drift_measured_accuracy 0.9" in text) is there and "estimated_accuracy" not in text
 
 
+def test_a_deleted_request_leaves_the_newest_look_and_takes_the_new_words_with_it(tmp_path: Path) -> None:
+    workspace: Any = SimpleNamespace(layout=Layout(tmp_path))
+    keep(workspace, ["a secret"], 1.0)
+    drift_looks._write(workspace.layout, Looks(tried_at=1.0, look=a_look(newest=("1-0:0", "r2:0"))))
+    assert delete(workspace, "1-0").texts == 1
+    found = read_looks(workspace.layout)
+    assert found == Looks(tried_at=1.0, look=a_look(newest=("r2:0",), words=()))
+    assert "turbine" not in Looks(tried_at=1.0, look=a_look()).sentence(words=False), "as in Prefect"
+
+
 def test_vectors_of_requests_are_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A team may share the cache of vectors, and deleting a request would leave them there."""
 
@@ -446,7 +458,8 @@ def test_a_tick_looks_at_the_newest_requests_and_tells_what_it_found(once: Playe
 
 
 def test_a_comparison_that_does_not_end_is_told_once_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workspace = init(tmp_path / "w", ["a", "b"])
+    params = parse_params((Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8"))
+    workspace: Any = SimpleNamespace(layout=Layout(tmp_path), params=params)
     keep(workspace, ["x"], 1.0)
     monkeypatch.setattr(drift_looks, "_look", lambda layout, now: None)
 
@@ -459,3 +472,9 @@ def test_a_comparison_that_does_not_end_is_told_once_a_day(tmp_path: Path, monke
     assert look(999_000.0) != [], "a clock that was put back"
     found = read_looks(workspace.layout)
     assert found is not None and "no look at 1970-01-12" in found.sentence()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(drift_looks, "_write", full)
+    assert look(2_000_000.0) != [], "a full disk fails no tick"

@@ -42,8 +42,8 @@ class Look(Struct, frozen=True, kw_only=True):
         """Whether the texts differ from the pool."""
         return bool(self.found)
 
-    def sentence(self) -> str:
-        """What was found, in words."""
+    def sentence(self, words: bool = True) -> str:
+        """What was found, in words; with some of the new words."""
         texts = f"{self.texts:,} texts of {_spoken(self.until - self.since)} until {_stamp(self.until)}"
         if not self.alarm:
             told = f"{texts} do not differ from the pool"
@@ -51,7 +51,7 @@ class Look(Struct, frozen=True, kw_only=True):
             told = f"{texts} differ from the pool by {', '.join(self.found)}"
             if self.alarm_since is not None and self.alarm_since < self.until:
                 told += f", as those of each look since {_stamp(self.alarm_since)}"
-            if self.words:
+            if words and self.words:
                 told += f"; new words: {', '.join(self.words[:_SHOWN])}"
         if (estimated := _shown(self.accuracy)) is None:
             told += f"; no estimated accuracy, since {self.accuracy.reason}"
@@ -71,9 +71,9 @@ class Looks(Struct, frozen=True, kw_only=True):
     problem: str = ""
     """Why the newest attempt made no look; empty if it did."""
 
-    def sentence(self) -> str:
-        """The look, and why there is no newer one."""
-        told = "" if self.look is None else self.look.sentence()
+    def sentence(self, words: bool = True) -> str:
+        """The look, and why there is no newer one. `words`: also some of the new words."""
+        told = "" if self.look is None else self.look.sentence(words)
         if not self.problem:
             return told
         return f"{told}{'; ' if told else ''}no look at {_stamp(self.tried_at)}: {self.problem}"

@@ -191,7 +191,7 @@ def _artifact(workspace: Workspace, report: TickReport) -> None:
     rows += [(f"budget: {one.what}", one.sentence) for one in found.budget]
     rows += [("forecast", found.outlook.sentence())] if found.outlook else []
     rows += [("proposal", found.proposal.sentence())] if found.proposal else []
-    rows += [("drift", found.drift.sentence())] if found.drift else []
+    rows += [("drift", found.drift.sentence(words=False))] if found.drift else []
     rows += [(f"seconds: {name}", f"{seconds:.2f}") for name, seconds in report.steps]
     page = workspace.layout.reports / f"{round_name((found.round or 0) - 1)}.html"
     where = f"[report]({page.as_uri()})" if page.exists() else "`al report` renders the report"

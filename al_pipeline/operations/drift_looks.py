@@ -46,6 +46,19 @@ def read_looks(layout: Layout) -> Looks | None:
         raise BadInput(f"{layout.drift} is damaged; delete it: the next tick looks again") from None
 
 
+def forget_request(layout: Layout, request_id: str) -> None:
+    """Take a deleted request out of the newest look, and all new words, since nobody knows in which requests they are.
+
+    Raises BadInput if the file is damaged.
+    """
+    found = read_looks(layout)
+    look = None if found is None else found.look
+    if found is not None and look is not None:
+        newest = tuple(one for one in look.newest if one.rpartition(":")[0] != request_id)
+        if look.words or newest != look.newest:
+            _write(layout, replace(found, look=replace(look, words=(), newest=newest)))
+
+
 def look_at_requests(workspace: Workspace, now: float, run: Run) -> list[str]:
     """Look at the requests since the last look, if that is due; return messages for the user.
 
@@ -61,7 +74,8 @@ def look_at_requests(workspace: Workspace, now: float, run: Run) -> list[str]:
         return [f"kept requests could not be compared with the pool: {error}"]
     if found is None or found.tried_at != now:  # it was killed, or took too long: not at each tick again
         problem = "the comparison did not end; `al drift` shows what is wrong"
-        _write(layout, replace(found or Looks(tried_at=now), tried_at=now, problem=problem))
+        with suppress(OSError):  # a full disk: the next tick tries again
+            _write(layout, replace(found or Looks(tried_at=now), tried_at=now, problem=problem))
         return [f"kept requests could not be compared with the pool: {problem}"]
     return []
 

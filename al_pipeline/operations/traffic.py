@@ -12,6 +12,7 @@ from al_pipeline.data.pool import iter_items
 from al_pipeline.data.served import SOURCE
 from al_pipeline.errors import NothingToDo
 from al_pipeline.files import json_line, read_jsonl, write_text
+from al_pipeline.operations.drift_looks import forget_request
 from al_pipeline.operations.ingestion.traffic import TAKING, taken
 from al_pipeline.traffic.store import TrafficStore
 from al_pipeline.workspace.workspace import Workspace
@@ -58,6 +59,7 @@ def delete(workspace: Workspace, request_id: str, seconds: float = 10.0) -> Dele
     for path in layout.traffic.glob(TAKING):
         deleted += _drop(path, request_id)
     done = TrafficStore(layout.traffic).delete(request_id, seconds)
+    forget_request(layout, request_id)
     folders = (layout.pool, layout.inbox_pool, layout.test, layout.inbox_test)
     items = tuple(
         item.item_id
