@@ -30,7 +30,7 @@ help:
 	@echo "make demo-live  three people answer for two minutes, and the newest model asks the next question; a page shows it"
 	@echo "make test       all tests, including the real Label Studio, Prefect, git and DVC"
 	@echo "make test-fast  the tests without servers; under a minute"
-	@echo "make chaos      fault injection: 270 kills and all other known faults, within an hour; resumes where it stopped"
+	@echo "make chaos      fault injection: 320 kills and all other known faults, within an hour; resumes where it stopped"
 	@echo "make check      ruff, mypy, the import rules"
 	@echo "make docs       build the documentation site in build/docs; a dead link is an error"
 	@echo "make format     format the code with ruff"

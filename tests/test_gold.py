@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
+from annotating import leave
 from harness import Played, answer_all, change_params, go_on, small_workspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,19 +23,23 @@ from al_pipeline.annotation.gold import (
     answers_to_gold,
     choose_gold,
     gold_items,
+    gold_key,
     is_below,
     mixed_in,
     right_and_all,
     unexpired,
 )
-from al_pipeline.data.ledger import read_events
+from al_pipeline.data.ledger import add_to_inbox, read_events
 from al_pipeline.data.outputs import read_labeled, read_unresolved
 from al_pipeline.data.pool import read_ids
 from al_pipeline.errors import BadInput, NothingToDo
 from al_pipeline.evaluation.online import wilson
+from al_pipeline.files import read_json
 from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.label_studio.payloads import choice_result
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
 from al_pipeline.notifications.messages import Answer
+from al_pipeline.operations.connect import connect
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.gold import add, add_reviewed, held_answers, remove
 from al_pipeline.operations.gold_list import gold_list
@@ -313,3 +319,59 @@ def test_no_test_set_is_drawn_from_gold(tmp_path: Path) -> None:
     with open_dvc(layout) as dvc:
         found = add(open_workspace(layout.root), dvc, write_gold(tmp_path / "gold.jsonl", rows))
     assert found.gold == 20 and not list(read_ids([layout.test, layout.inbox_test]).ids())
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_gold_in_a_real_label_studio_looks_like_any_task(
+    label_studio: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two people with their own tokens: nothing that Label Studio serves them tells gold, and they are judged by it."""
+    monkeypatch.setenv("AL_LABEL_STUDIO_URL", label_studio.url)
+    monkeypatch.setenv("AL_LABEL_STUDIO_TOKEN", label_studio.token)
+    careful, careless, absent = (f"{name}.gold@example.com" for name in ("ann", "eve", "zoe"))
+    changes = {"test_size: 12": "test_size: 0", "seed_size: 10": "seed_size: 6", "overlap: 1 ": "overlap: 3 "}
+    people = {"annotators: []": f"annotators: [{careful}, {careless}, {absent}]", "gold_share: 0.0": "gold_share: 0.5"}
+    workspace, truth = small_workspace(tmp_path, 30, {**changes, **people})
+    keys = read_ids([workspace.layout.inbox_pool])
+    rows = list(zip(keys.ids(), keys.hashes(), strict=True))[:8]
+    known = [Event(item, "gold", item, text, "pool", -1, gold_key(text), "boss", truth[item]) for item, text in rows]
+    add_to_inbox(workspace.layout.inbox_events, known)
+    tick(workspace, lambda: connect(workspace))
+    project = read_json(workspace.layout.project)["project_id"]
+    tokens = {who: label_studio.invite(who) for who in (careful, careless)}
+
+    def serve(who: str, right: bool) -> list[dict[str, Any]]:
+        """Answer what this person is served; the tasks as Label Studio served them."""
+        served: list[dict[str, Any]] = []
+        login = {"Authorization": f"Token {tokens[who]}"}
+        with httpx.Client(base_url=label_studio.url, headers=login, timeout=60, trust_env=False) as http:
+            while (reply := http.get(f"/api/projects/{project}/next")).status_code == 200:
+                task = reply.json()
+                label = truth[task["data"]["item_id"]]
+                content = {"result": choice_result(label if right else OTHER[label]), "lead_time": 4.0}
+                http.post(f"/api/tasks/{task['id']}/annotations/", json=content).raise_for_status()
+                served.append(task)
+        return served
+
+    plan = {task.item_id: task for task in read_plan(Git(workspace.layout.root), 0)}
+    gold_of_round = {item for item, task in plan.items() if task.strategy == GOLD}
+    assert gold_of_round == {item for item, _ in rows} and len(plan) > 8
+    for who, right in ((careful, True), (careless, False)):
+        served = serve(who, right)
+        assert {task["data"]["item_id"] for task in served} == plan.keys()
+        shapes = {
+            task["data"]["item_id"] in gold_of_round: (
+                sorted(task), sorted(task["data"]), task["data"]["al_part"], task["data"]["al_round"], task["overlap"]
+            )
+            for task in served
+        }  # fmt: skip
+        assert shapes[True] == shapes[False] and "gold" not in json.dumps(served)
+        assert any(task["data"]["item_id"] in gold_of_round for task in served[:2]), "among a person's first tasks"
+    tick(open_workspace(workspace.layout.root), lambda: connect(workspace))
+    found = status(open_workspace(workspace.layout.root), ask=False).gold
+    assert found is not None
+    assert {one.annotator: (one.right, one.answers) for one in found.people} == {careful: (8, 8), careless: (0, 8)}
+    (below,) = found.below
+    assert below.startswith(f"{careless} gave the known label to 0 of 8 gold items") and found.left == 8
+    leave(label_studio, workspace)

@@ -26,8 +26,8 @@ from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 _logger = get_logger(__name__)
 
-_FIRST_DAYS, _MOST_DAYS = 7.0, 30.0
-"""How far the first look goes back, and any look at most."""
+_MOST_DAYS = 30.0
+"""How far a look goes back at most, such as the first."""
 _TIMEOUT = 900.0
 _WORDS, _NEWEST = 20, 10
 _NICE = 10
@@ -116,7 +116,7 @@ def _made(workspace: Workspace, now: float, last: Look | None) -> Look:
     from al_pipeline.drift.assessment import DOMAIN
     from al_pipeline.operations.drift import drift, kept_requests
 
-    since = now - _FIRST_DAYS * 86_400 if last is None else max(last.until, now - _MOST_DAYS * 86_400)
+    since = max(0.0 if last is None else last.until, now - _MOST_DAYS * 86_400)
     made = drift(workspace, kept_requests(workspace, since, now), store=False)
     found = made.drift
     most = max(_NEWEST, workspace.params.traffic.novel)

@@ -209,7 +209,7 @@ class Tick:
         expect(not self.stopped(), "a tick stopped itself once more than was asked")
         seconds = time.perf_counter() - self._begin
         out, err = (path.read_text("utf-8", "replace") for path in (self._out, self._err))
-        told = json.loads(out) if out.strip() and self.process.returncode >= 0 else {}
+        told = json.loads(out) if out.lstrip().startswith("{") and self.process.returncode >= 0 else {}
         code = self.process.returncode
         if code == 3 and told.get("changed") is False:  # there was nothing to do, which is not a failure here
             code = 0
@@ -278,9 +278,14 @@ class Site:
 
     def start_live(self) -> Tick:
         """Start `al live` in a process of its own."""
-        command = [*self.wrapper, sys.executable, "-c", _TICKER, "-C", str(self.root), "live"]
-        outputs = self.outside / f"live-{time.time_ns()}"
-        return Tick(command, self.environment, outputs)
+        return self.start_command("live")
+
+    def start_command(self, *words: str) -> Tick:
+        """Start another command in a process of its own, with the twin; its end is told as a tick's, without JSON."""
+        command = [*self.wrapper, sys.executable, "-c", _TICKER, "-C", str(self.root), *words]
+        outputs = self.outside / f"{words[0]}-{time.time_ns()}"
+        self._ticks.append(Tick(command, self.environment, outputs))
+        return self._ticks[-1]
 
     def round(self, *words: str, at: str | None = None, root: Path | None = None, **variables: str) -> Ended:
         """Run `al round` to its end. Raises Failure if it shows a traceback."""

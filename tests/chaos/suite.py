@@ -30,6 +30,7 @@ from chaos.machine import machine_scenarios
 from chaos.network import network_scenarios
 from chaos.reference import Reference
 from chaos.sites import Failure
+from chaos.team import team_scenarios
 from chaos.workers import worker_scenarios
 
 _PATIENCE_SECONDS = 5.0
@@ -60,7 +61,7 @@ class Outcome:
 def scenarios(reference: Reference) -> list[Scenario]:
     """Every scenario: those on a real Label Studio first, those with Prefect last, so that few servers are started."""
     found = [*network_scenarios(), *kill_scenarios(reference), *machine_scenarios(), *worker_scenarios(reference)]
-    found += [*answer_scenarios(), *live_scenarios()]
+    found += [*answer_scenarios(), *live_scenarios(), *team_scenarios()]
     assert len({scenario.name for scenario in found}) == len(found)
     return sorted(found, key=lambda one: (not one.real, one.name.startswith(("flow", "Prefect"))))
 

@@ -27,7 +27,7 @@ def main() -> None:
     if address := os.environ.get("CHAOS_TWIN"):
         from chaos.twin import TwinOracle
 
-        connect.connect = lambda _workspace, **_: TwinOracle(address)  # type: ignore[assignment, return-value]
+        connect.connect = lambda _workspace, *_, **__: TwinOracle(address)  # type: ignore[assignment, return-value]
     if at := os.environ.get("CHAOS_AT"):
         arm(*at.split(":"))
     if ahead := os.environ.get("CHAOS_CLOCK"):
