@@ -1,6 +1,6 @@
 """What serving costs: throughput and latency by runtime, swaps under load, and bad input.
 
-    python -m benchmarks.serve CORPORA [--seconds 6] [--swaps 100] [--fuzzed 10000]
+    python -m benchmarks.serve CORPORA [--seconds 6] [--swaps 100] [--fuzzed 10000] [--kills 36]
 
 It writes benchmarks/results/serve.json. CORPORA is the folder of `benchmarks.corpora`; sentences of reviews are served,
 and the corpora that are there are used for `agreement`. A workspace with published rounds of real labels is made; the
@@ -15,8 +15,10 @@ head uses the packaged encoder and TF-IDF.
   texts: equal labels without and with the second pass, the share of texts that need it, and what the rule says.
 - `swaps`: 200 clients that ask every two seconds or so, while the promoted model changes again and again: errors,
   answers of mixed models, delays.
-- `fuzz`: requests that are cut, changed and made up, beside clients that send a byte now and then; every answer has a
-  status and a sentence. `bad_input`: what some that are often sent get.
+- `fuzz`: requests that are cut, changed and made up, beside clients that send a byte now and then, with all requests
+  kept (`serve.log.share: 1`); every answer has a status and a sentence. `bad_input`: what some that are often sent get.
+- `kills`: servers that keep all requests are killed (SIGKILL) under load, again and again; answered requests that are
+  not among the kept ones afterwards, and texts that are kept twice.
 
 The load comes from this machine, so on two processors the server has one of them.
 """
@@ -49,6 +51,7 @@ from al_pipeline.operations.intervene import approve, dvc_for_intervention
 from al_pipeline.operations.predict import open_model
 from al_pipeline.operations.tick import tick
 from al_pipeline.serving.onnx_models import OnnxModels
+from al_pipeline.traffic.store import TrafficStore
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 from benchmarks.corpora import Rows, read_debian, read_news, read_reviews, read_spam, read_tweets
 from benchmarks.record import record
@@ -74,6 +77,7 @@ def main() -> None:
     parser.add_argument("--runtime", choices=["onnx", INT8], default=INT8, help="of `al serve` and of the second loop")
     parser.add_argument("--swaps", type=int, default=100)
     parser.add_argument("--fuzzed", type=int, default=10_000)
+    parser.add_argument("--kills", type=int, default=36)
     parser.add_argument("--plain", choices=["torch", "onnx", INT8], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plain:
@@ -97,9 +101,14 @@ def main() -> None:
         figures["swaps"] = _swaps(workspace, texts, options.swaps, options.runtime)
         _tell(json.dumps(figures["swaps"], indent=1))
         _tell("sending bad requests")
-        with _al_serve(workspace, options.runtime) as port:
-            figures["bad_input"] = asyncio.run(_named(port, workspace.layout.root.name))
-            figures["fuzz"] = asyncio.run(_fuzzing(port, texts, options.fuzzed, workspace.layout.root.name))
+        with _logging(workspace):
+            with _al_serve(workspace, options.runtime) as port:
+                figures["bad_input"] = asyncio.run(_named(port, workspace.layout.root.name))
+                fuzz, answered = asyncio.run(_fuzzing(port, texts, options.fuzzed, workspace.layout.root.name))
+            figures["fuzz"] = fuzz | _kept(workspace, answered)
+            _tell(json.dumps(figures["fuzz"], indent=1))
+            _tell("killing servers")
+            figures["kills"] = _kills(workspace, texts, options.kills, options.runtime)
     speed, http = figures["speed"], figures["http"]
     figures["aims"] = {
         "int8_over_plain_torch": round(speed[INT8]["per_second"] / speed["plain"]["per_second"], 2),
@@ -113,6 +122,8 @@ def main() -> None:
         "most_seconds_to_follow": figures["swaps"]["most_seconds_to_follow"],
         "most_seconds_to_follow_wanted": 1,
         "fuzzed_requests_that_were_server_errors": figures["fuzz"]["server_errors"],
+        "answered_requests_that_a_kill_lost": figures["kills"]["answered_and_not_kept"],
+        "kills": figures["kills"]["kills"],
     }
     _tell(json.dumps(figures, indent=1))
     record("serve", figures)
@@ -294,8 +305,8 @@ def _serve_plain(workspace: Workspace, runtime: str) -> None:
 
 
 @contextlib.contextmanager
-def _server(*command: str) -> Iterator[int]:
-    """A server process; its port."""
+def _started(*command: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server process, and its port."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (
         tempfile.TemporaryFile("w+") as log,
@@ -314,17 +325,28 @@ def _server(*command: str) -> Iterator[int]:
             raise SystemExit(f"{' '.join(command)} did not start: {''.join(lines)} {log.read()[-3000:]}")
         url = "".join(lines).split('"url": "')[1].split('"')[0]
         try:
-            yield int(url.rsplit(":", 1)[1])
-            if process.poll() is not None:
-                raise SystemExit(f"the server ended with {process.returncode}")
+            yield process, int(url.rsplit(":", 1)[1])
         finally:
             process.terminate()
             process.wait(60)
 
 
-def _al_serve(workspace: Workspace, runtime: str) -> contextlib.AbstractContextManager[int]:
+@contextlib.contextmanager
+def _server(*command: str) -> Iterator[int]:
+    """The port of a server process that must not end by itself."""
+    with _started(*command) as (process, port):
+        yield port
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended with {process.returncode}")
+
+
+def _al_serve_command(workspace: Workspace, runtime: str) -> list[str]:
     root = str(workspace.layout.root)
-    return _server("al_pipeline.cli.app", "-C", root, "serve", "--port", "0", "--runtime", runtime, "--json")
+    return ["al_pipeline.cli.app", "-C", root, "serve", "--port", "0", "--runtime", runtime, "--json"]
+
+
+def _al_serve(workspace: Workspace, runtime: str) -> contextlib.AbstractContextManager[int]:
+    return _server(*_al_serve_command(workspace, runtime))
 
 
 class Client:
@@ -515,16 +537,84 @@ def _promote(workspace: Workspace, number: int) -> None:
         approve(workspace, dvc, number, "a benchmark")
 
 
+# Kept requests ------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def _logging(workspace: Workspace) -> Iterator[None]:
+    """Servers that start meanwhile keep all requests."""
+    params = workspace.layout.params
+    before = params.read_text(encoding="utf-8")
+    changed = before.replace("    share: 0.0", "    share: 1.0")
+    assert changed != before, "params.yaml has no serve.log.share: 0.0"
+    params.write_text(changed, encoding="utf-8")
+    try:
+        yield
+    finally:
+        params.write_text(before, encoding="utf-8")
+
+
+def _kept(workspace: Workspace, answered: Counter[str]) -> dict[str, int]:
+    """How the kept requests compare with the answered ones: texts by the request's id."""
+    store = TrafficStore(workspace.layout.traffic)
+    rows = [(row.request_id, row.place) for row in store.rows()]
+    kept = Counter(name for name, _ in set(rows))
+    return {
+        "answered": len(answered),
+        "answered_and_not_kept": sum(kept[name] < texts for name, texts in answered.items()),
+        "texts_kept_twice": len(rows) - len(set(rows)),
+        "damaged_lines": store.damaged,
+    }
+
+
+def _kills(workspace: Workspace, texts: Sequence[str], kills: int, runtime: str) -> dict[str, Any]:
+    """Kill servers under load; each next one turns the journals of those before into segments, under load too."""
+    draw, answered = random.Random(11), Counter[str]()
+    for number in range(kills):
+        with _started(*_al_serve_command(workspace, runtime)) as (process, port):
+            asyncio.run(_until_killed(process, port, texts, draw.uniform(0.05, 1.5), number, answered))
+    return {"kills": kills, **_kept(workspace, answered)}
+
+
+async def _until_killed(
+    process: subprocess.Popen[str],
+    port: int,
+    texts: Sequence[str],
+    seconds: float,
+    number: int,
+    answered: Counter[str],
+) -> None:
+    async def ask(place: int) -> None:
+        client, count = Client(port), 0
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                name, some = f"kill-{number}-{place}-{count}", [texts[(place + count) % len(texts)]] * (1 + count % 3)
+                status, _ = await client.ask(_request({"texts": some}, more=f"X-Request-Id: {name}\r\n"))
+                assert status == 200, status
+                answered[name] = len(some)
+                count += 1
+
+    tasks = [asyncio.create_task(ask(place)) for place in range(8)]
+    await asyncio.sleep(seconds)
+    process.kill()
+    await asyncio.gather(*tasks)
+
+
 # Bad input ----------------------------------------------------------------------------------------------------------
-async def _fuzzing(port: int, texts: Sequence[str], count: int, name: str) -> dict[str, Any]:
+async def _fuzzing(port: int, texts: Sequence[str], count: int, name: str) -> tuple[dict[str, Any], Counter[str]]:
+    """What became of the requests, and the ids of those that were answered, each with one text at least."""
     draw, client, statuses = random.Random(3), Client(port), Counter[str]()
     slow = [asyncio.create_task(_send_slowly(port, place)) for place in range(_SLOW)]
-    wordless = 0
+    wordless, answered = 0, Counter[str]()
     for place in range(count):
         request = _bad_request(draw, texts, name)
+        named = b"X-Request-Id" not in request
+        request = (
+            request.replace(b"Host: x\r\n", f"Host: x\r\nX-Request-Id: fuzz-{place}\r\n".encode()) if named else request
+        )
         try:
             status, body = await asyncio.wait_for(client.ask(request), 30)
             statuses[str(status)] += 1
+            if status == 200 and named:
+                answered[f"fuzz-{place}"] = 1
             if status != 200 and not _has_sentence(body):
                 wordless += 1
         except (OSError, asyncio.IncompleteReadError):  # uvicorn refuses what is no HTTP, and closes
@@ -534,11 +624,12 @@ async def _fuzzing(port: int, texts: Sequence[str], count: int, name: str) -> di
     status, _ = await client.ask(_request({"text": "still here"}))
     client.close()
     let_go = Counter(await asyncio.gather(*slow))
-    wrong = sum(found for code, found in statuses.items() if code.startswith("5"))
-    return {
+    wrong = sum(number for code, number in statuses.items() if code.startswith("5"))
+    found = {
         "requests": count, "statuses": dict(sorted(statuses.items())), "server_errors": wrong,
         "refused_without_a_sentence": wordless, "answers_after_it": status, "slow_clients": dict(let_go),
     }  # fmt: skip
+    return found, answered
 
 
 async def _send_slowly(port: int, place: int) -> str:

@@ -295,6 +295,69 @@ def test_a_redaction_comes_before_anything_is_written(tmp_path: Path) -> None:
     }
 
 
+_KILLED = """
+import asyncio, os, random, signal, sys, time
+from pathlib import Path
+
+import al_pipeline.data.parquet, pyarrow.parquet
+
+from al_pipeline.params import NOT_LOGGED
+from al_pipeline.traffic import log
+from al_pipeline.traffic.rows import LoggedRequest
+from msgspec.structs import replace
+
+log._POLL_SECONDS, log._TIDY_SECONDS = 0.005, 0.01
+folder, kills, settings = Path(sys.argv[1]), int(sys.argv[2]), replace(NOT_LOGGED, share=1.0, days=36_500.0)
+
+
+async def serve(server):
+    made = log.TrafficLog(folder, settings)
+
+    async def ask(client):
+        for number in range(100_000):
+            name = f"{server}-{client}-{number}"
+            await made.record(
+                LoggedRequest(
+                    time=time.time_ns() // 1000, request_id=name, round=0, digest="d", runtime="torch", propensity=1.0,
+                    classes=("a", "b"), texts=(name,) * 2, places=(0, 1), proba=((0.1, 0.9),) * 2,
+                )
+            )
+            os.write(1, f"{name}\\n".encode())
+
+    await asyncio.gather(*map(ask, range(4)))
+
+
+draw = random.Random(1)
+for server in range(kills):
+    child = os.fork()
+    if not child:
+        asyncio.run(serve(server))
+    time.sleep(draw.uniform(0.03, 0.2))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+"""Servers' logs in processes that are killed while they write, and while they turn older journals into segments."""
+
+
+def test_what_was_answered_is_kept_once_whenever_servers_are_killed(tmp_path: Path) -> None:
+    kills = 36
+    with (tmp_path / "answered").open("wb") as answered:
+        subprocess.run(
+            [sys.executable, "-c", _KILLED, str(tmp_path / "log"), str(kills)], stdout=answered, check=True, timeout=120
+        )
+    names = (tmp_path / "answered").read_text("utf-8").split()
+    assert len({name.split("-")[0] for name in names}) > kills // 2, "servers were killed before they answered"
+    store = TrafficStore(tmp_path / "log")
+    assert store.segments(), "no journal of a killed server was turned into a segment by a later one"
+    for _ in range(2):
+        rows = Counter((row.request_id, row.place) for row in store.rows())
+        lost = {name for name in names if not (rows[name, 0] and rows[name, 1])}
+        assert not lost and store.damaged == 0
+        assert set(rows.values()) == {1}
+        store.convert()
+    assert not store.journals()
+
+
 # The server ----------------------------------------------------------------------------------------------------------
 def test_the_server_logs_a_random_share_and_says_what_it_did_not(tmp_path: Path) -> None:
     settings = replace(ALL, share=0.3)
