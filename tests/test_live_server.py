@@ -42,9 +42,9 @@ def test_people_are_asked_by_the_newest_model(
     layout = workspace.layout
     live = Live(open_workspace(layout.root), lambda: connect(workspace))
     thread = threading.Thread(target=live.run)
-    thread.start()
-    try:
-        with connect(workspace) as oracle, ServerRig(label_studio, oracle) as people:
+    with connect(workspace) as oracle, ServerRig(label_studio, oracle) as people:
+        thread.start()  # not before the SDK is imported: CPython 3.11 fails if two threads parse syntax trees at once
+        try:
             deadline, given = time.monotonic() + 300, []
             while live.round is None:
                 time.sleep(0.1)
@@ -69,11 +69,11 @@ def test_people_are_asked_by_the_newest_model(
                 told(workspace, listener),
             ):
                 pass
-    finally:
-        live.stop()
-        thread.join(60)
-        live.close()
-        leave(label_studio, workspace)
+        finally:
+            live.stop()
+            thread.join(60)
+            live.close()
+            leave(label_studio, workspace)
     asked = parse_live(layout.live_plan(1).read_text("utf-8"), 1)
     assert {one.kind for one in asked} >= {"planned", "chosen"}
     assert len({one.model for one in asked if one.kind == "chosen"}) > 2

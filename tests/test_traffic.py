@@ -554,7 +554,7 @@ def test_each_tick_takes_new_texts_into_the_pool_up_to_its_cap(
     (known, *_), *_ = iter_items([layout.pool])
     texts = (known.text, f" {known.text} ", *(f"a request {number}" for number in range(20)), "", "x" * 200_001)
     write(layout.traffic, request(1, texts, time=int(now * 1e6) - 60_000_000, propensity=0.5))
-    unsure = request(2, ("who knows",), proba=((0.5, 0.5),), time=int(now * 1e6) - 50_000_000)
+    unsure = request(2, ("who knows",), proba=((0.5, 0.5),), time=int(now * 1e6) - 50_000_000, propensity=1.0)
     write(layout.traffic, unsure, request(3, time=int(now * 1e6) + 1_000_000))
     report = tick(taking, lambda: played[1])
     assert report.changed and not report.warnings
