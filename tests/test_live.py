@@ -14,12 +14,16 @@ from al_pipeline.data.ledger import read_events
 from al_pipeline.errors import LabelStudioDown
 from al_pipeline.files import json_line, read_json
 from al_pipeline.integrations.git import Git
+from al_pipeline.integrations.oracle import Oracle
 from al_pipeline.integrations.simulated_oracle import Moment
+from al_pipeline.operations import live as live_module
 from al_pipeline.operations.history import read_history, read_plans
 from al_pipeline.operations.live import Live
+from al_pipeline.operations.pull import PullMemory, PullReport, PullRequest, pull
 from al_pipeline.operations.reproduce import reproduce
 from al_pipeline.operations.tick import Options, tick
 from al_pipeline.rounds.manifests import LiveQuestion, parse_live
+from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import Workspace, open_workspace
 
 ANN = "ann@example.org"
@@ -148,6 +152,24 @@ def test_nobody_is_held_up_by_somebody_who_went_away(once: Played, tmp_path: Pat
     assert len(site.oracle.queue(ANN)) == 4, "one at work, one task that bob may hold, two more"
     keys = [one.task.push_key for one in site.asked(1)]
     assert len(keys) == len(set(keys))
+
+
+def test_pulls_look_back_the_farther_the_less_often(
+    once: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(once, tmp_path)
+    seconds: list[float] = []
+
+    def spied(layout: Layout, oracle: Oracle, request: PullRequest, memory: PullMemory) -> PullReport:
+        seconds.append(request.look_back.total_seconds())
+        return pull(layout, oracle, request, memory)
+
+    monkeypatch.setattr(live_module, "pull", spied)
+    site.live.step()
+    for pause in (1, 1, 60, 1, 240, 1, -3600):
+        site.clock.now += pause
+        site.live.step()
+    assert seconds == [600, 15, 15, 120, 15, 600, 15, 15]
 
 
 def test_a_step_does_no_more_than_the_one_before(once: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,9 +64,9 @@ IDLE_SECONDS = 60.0
 """How often a tick looks whether a round has opened, while none is open."""
 _MOST_WAIT = 30.0
 _DEAD_SECONDS = 120.0
-_LOOK_BACK, _LONG_PULL_SECONDS = timedelta(seconds=15), 60.0
-"""How far a pull looks back, and how often one looks back as far as those of ticks: a change is timestamped before it
-is committed, and each one listed costs the server."""
+_LOOK_BACKS = ((timedelta(seconds=15), 0.0), (timedelta(minutes=2), 60.0), (OVERLAP, 300.0))
+"""How far pulls look back, the last as far as those of ticks, and how many seconds lie between two that look so far: a
+change is timestamped before it is committed, and each one listed costs the server."""
 _LOCKED_WAIT = 0.2
 _LEAST_PAUSE, _PAUSE_OF_GAP = 0.1, 0.3
 """Of the mean time between two answers."""
@@ -173,7 +173,8 @@ class Live:
         self._extra = 0.0
         """Questions that are open besides the usual ones, as steps were too slow."""
         self._memory = PullMemory()
-        self._long_pull_at = 0.0
+        self._looks_at = [0.0] * len(_LOOK_BACKS)
+        """When a pull is due that looks back so far."""
         self._former: Collection[str] = ()
         self._has_learnt = False
         """Whether the model knows the answers of the open round, as it was read last."""
@@ -400,7 +401,8 @@ class Live:
         """Record what people did since the last pull, and who did it."""
         params, (oracle, project) = self.workspace.params, self._connected()
         now = datetime.fromtimestamp(self._clock(), UTC)
-        is_long = self._clock() >= self._long_pull_at
+        due = [place for place, at in enumerate(self._looks_at) if self._clock() >= at]
+        reach = due[-1] if due else 0  # a clock that was put back
         report = pull(
             self.workspace.layout,
             oracle,
@@ -412,12 +414,12 @@ class Live:
                 observed_at=now.isoformat(timespec="seconds"),
                 max_vanished=params.label_studio.max_vanished,
                 former=self._former,
-                look_back=OVERLAP if is_long else _LOOK_BACK,
+                look_back=_LOOK_BACKS[reach][0],
             ),
             self._memory,
         )
-        if is_long:
-            self._long_pull_at = self._clock() + _LONG_PULL_SECONDS
+        for place in range(reach + 1):
+            self._looks_at[place] = self._clock() + _LOOK_BACKS[place][1]
         return report
 
     def _take_in(self) -> None:
