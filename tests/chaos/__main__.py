@@ -45,7 +45,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="forget earlier outcomes")
     parser.add_argument("--failed", action="store_true", help="play those that failed again, too")
-    parser.add_argument("--only", default="", help="scenarios whose name or kind matches this; writes no record")
+    parser.add_argument("--only", default="", help="scenarios whose name or kind matches this")
+    parser.add_argument("--record", help="name of the record; default: chaos, and none with --only")
     parser.add_argument("--workers", type=int, default=2, help="scenarios at once")
     parser.add_argument("--live-kills", type=int, default=KILLS, help="random kills of al live; 500 take 20 minutes")
     parser.add_argument("--outcomes", type=Path, default=OUTCOMES)
@@ -77,8 +78,8 @@ def main() -> int:
     for outcome in outcomes.values():
         if outcome.why:
             console.print(f"[red]not survived:[/] {outcome.name}: {outcome.why}", markup=True, highlight=False)
-    if not options.only:
-        console.print(str(record("chaos", told).relative_to(REPOSITORY)))
+    if name := options.record or ("" if options.only else "chaos"):
+        console.print(str(record(name, told).relative_to(REPOSITORY)))
     return 1 if told["failed"] else 0
 
 
