@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,21 @@ from scipy.integrate import quad
 from typer.testing import CliRunner
 
 from al_pipeline.cli.app import app
-from al_pipeline.data.pool import read_ids
+from al_pipeline.data.pool import read_ids, write_items
 from al_pipeline.errors import NothingToDo, UsageError
 from al_pipeline.integrations.git import Git
 from al_pipeline.integrations.simulated_oracle import SimulatedOracle
-from al_pipeline.operations.certify import ask_test_items
+from al_pipeline.operations.certify import ask_test_items, labelled_predictions
 from al_pipeline.operations.facts import open_dvc
 from al_pipeline.operations.history import read_history, read_plan
 from al_pipeline.operations.planning import next_test_items
 from al_pipeline.operations.status import status
 from al_pipeline.operations.tick import tick
+from al_pipeline.records import Item
 from al_pipeline.stopping.certificate import certify, log_capital, lower_bound
 from al_pipeline.stopping.proposal import Gain, propose
 from al_pipeline.stopping.stability import cohens_kappa
+from al_pipeline.workspace.layout import Layout
 from al_pipeline.workspace.workspace import open_workspace
 
 CLASSES = ("ham", "spam")
@@ -169,6 +172,20 @@ def test_al_certify_and_the_labels_it_asks_for(twice: Played, tmp_path: Path) ->
         refused = call(root, *words, "--round", "1").exception
         assert isinstance(refused, UsageError)
         assert message in str(refused)
+
+
+def test_requests_that_are_labelled_after_a_model_was_published_are_no_random_labels_for_it(tmp_path: Path) -> None:
+    """An older model whose round had no labelled request: its record has no figures of requests."""
+    about = json.dumps({"source": "traffic", "traffic": {"policy": "test", "times": 1, "propensity": 1.0}})
+    items = [Item("a", "0" * 64, "a"), Item("b", "1" * 64, "b"), Item("r", "2" * 64, "r", about)]
+    write_items(Layout(tmp_path).test / "part-000001.parquet", [items])
+    rows = {
+        "round-0000": "item_id,label,ham,spam\na,ham,0.9,0.1\nb,,0.9,0.1\nr,,0.1,0.9\n",
+        "HEAD": "item_id,label,ham,spam\na,ham,0.8,0.2\nb,spam,0.8,0.2\nr,spam,0.2,0.8\n",
+    }
+    git: Any = SimpleNamespace(root=tmp_path, tags=lambda: ["round-0000"], show=lambda name, _: rows[name])
+    record: Any = SimpleNamespace(round=0, traffic=None)
+    assert labelled_predictions(git, record).confusion.tolist() == [[1, 0], [1, 0]]
 
 
 def test_requested_test_items_are_asked_with_the_next_round(

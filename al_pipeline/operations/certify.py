@@ -101,9 +101,8 @@ def labelled_predictions(git: Git, record: RoundRecord) -> LabelledPredictions:
     """The test items of a round's model; their labels are those of the newest published round with the same classes."""
     tag = round_name(record.round)
     text = git.show(tag, "rounds/predictions.csv") if tag in git.tags() else None
-    then = parse_predictions(text or _EMPTY, unlabelled=True)
-    if record.traffic is not None:  # those drawn from requests are a sample of something else
-        then = without_requests(then, Layout(git.root).test)
+    # those drawn from requests are a sample of something else; they may have got labels since that round
+    then = without_requests(parse_predictions(text or _EMPTY, unlabelled=True), Layout(git.root).test)
     classes = then.classes or tuple(record.params.schema_.labels)
     labels = dict(zip(then.item_ids, then.labels, strict=True))
     newest = parse_predictions(git.show("HEAD", "rounds/predictions.csv") or _EMPTY, unlabelled=True)
