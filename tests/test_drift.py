@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from sklearn.metrics import roc_auc_score
 
 from al_pipeline.cli import app as cli
 from al_pipeline.cli.drift import ALARM
-from al_pipeline.data.pool import iter_items
+from al_pipeline.data.pool import iter_items, write_items
 from al_pipeline.drift import domain as domain_module
 from al_pipeline.drift import vocabulary as vocabulary_module
 from al_pipeline.drift.accuracy import LEAST_LABELS, calibrate, estimated_accuracy
@@ -388,6 +389,21 @@ def test_vectors_of_requests_are_not_stored(tmp_path: Path, monkeypatch: pytest.
     assert with_both[:, 0].tolist() == [1, 2, 1, 4]
     assert encoded.missing_digests([digest_rows([content_hash(one) for one in ("a", "bb", "cccc")])]).shape[0] == 1
     assert not list((tmp_path / "traffic").iterdir())
+
+
+def test_of_a_large_test_set_a_random_sample_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids of a user may follow the time or the class."""
+    layout = Layout(tmp_path)
+    items = [Item(f"{number:02}", content_hash(f"text {number}"), f"text {number}") for number in range(40)]
+    write_items(layout.test / "part-000001.parquet", [items])
+    monkeypatch.setattr(drift_operation, "_MOST_TEST", 20)
+    monkeypatch.setattr(drift_operation, "snapshots", lambda _: nullcontext(lambda _: {}))
+    workspace: Any = SimpleNamespace(layout=layout)
+    published: Any = SimpleNamespace(record=None)
+    found, labels = drift_operation._test_set(workspace, published)
+    smallest = sorted(items, key=lambda item: item.content_hash)[:20]
+    assert {item.item_id for item in found} == {item.item_id for item in smallest}
+    assert labels == [None] * 20
 
 
 def keep(workspace: Workspace, texts: Sequence[str], time: float) -> None:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from al_pipeline.data.pool import fetch, iter_keys, read_ids
+from al_pipeline.data.pool import fetch, iter_keys
 from al_pipeline.data.served import request_weights
 from al_pipeline.drift.assessment import LEAST_WINDOW, REFERENCE, WINDOW, Drift, Texts, compare
 from al_pipeline.drift.domain import term_vectors
@@ -137,22 +137,25 @@ def _window(batches: Iterator[Sequence[TextRow]]) -> tuple[int, int, list[Item]]
 
 def _reference(workspace: Workspace) -> list[Item]:
     """The texts of the pool with the smallest content hashes: a random sample that a growing pool changes little."""
-    keys = (
-        pair for ids, hashes, _ in iter_keys([workspace.layout.pool], _BATCH) for pair in zip(hashes, ids, strict=True)
-    )
-    chosen = [name for _, name in heapq.nsmallest(REFERENCE, keys)]
+    chosen = _smallest([workspace.layout.pool], REFERENCE)
     found = fetch([workspace.layout.pool], chosen)
     return [found[name] for name in chosen]
 
 
+def _smallest(folders: Sequence[Path], most: int) -> list[str]:
+    """The ids of the items with the smallest content hashes."""
+    keys = (pair for ids, hashes, _ in iter_keys(folders, _BATCH) for pair in zip(hashes, ids, strict=True))
+    return [name for _, name in heapq.nsmallest(most, keys)]
+
+
 def _test_set(workspace: Workspace, published: PublishedModel) -> tuple[list[Item], list[str | None]]:
-    """The items of the test set, and their labels as of the model's round."""
+    """A random sample of the test set like that of the pool, and the labels as of the model's round."""
     try:
         with snapshots(workspace) as labels:
             known = {key: row.label for key, row in labels(published.record).items() if isinstance(row, LabeledItem)}
     except AlError:  # without them no accuracy is estimated, and the reason is shown
         known = {}
-    test = fetch([workspace.layout.test], sorted(read_ids([workspace.layout.test]).ids())[:_MOST_TEST])
+    test = fetch([workspace.layout.test], _smallest([workspace.layout.test], _MOST_TEST))
     served = request_weights(test.values())
     items = [item for name, item in test.items() if name not in served]
     return items, [known.get(item.item_id) for item in items]
